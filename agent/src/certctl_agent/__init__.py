@@ -1,1 +1,1 @@
-"""The certctl agent."""
+"""The daemon beside the services: makes keys, deploys certificates, proves what is served."""

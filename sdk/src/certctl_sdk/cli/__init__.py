@@ -1,0 +1,90 @@
+"""The ``certctl`` command. Importing this costs little: commands are imported when they are called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from certctl_sdk.cli.session import Session
+
+GROUP = "certctl.commands"
+"""Entry points that bring further commands."""
+#: Name: module, attribute and what help says, so that help imports none of them.
+COMMANDS = {
+    "agents": ("certctl_sdk.cli.agents", "agents", "Machines that serve certificates, and tokens to enrol more."),
+    "audit": ("certctl_sdk.cli.audit", "audit", "Who did what, and when."),
+    "certs": ("certctl_sdk.cli.certs", "certs", "Certificates: order, renew, deploy, revoke."),
+    "connectors": ("certctl_sdk.cli.connectors", "connectors", "Installed connectors, and those that failed to load."),
+    "import": ("certctl_sdk.cli.certs", "import_", "Record certificates that were made elsewhere."),
+    "issuers": ("certctl_sdk.cli.resources", "issuers", "CAs that sign."),
+    "jobs": ("certctl_sdk.cli.jobs", "jobs", "What is being done, and what failed."),
+    "keys": ("certctl_sdk.cli.keys", "keys", "API keys of people and programs."),
+    "owners": ("certctl_sdk.cli.resources", "owners", "Who is told about a certificate."),
+    "profiles": ("certctl_sdk.cli.resources", "profiles", "What certificates may be."),
+    "renewal-policies": ("certctl_sdk.cli.resources", "renewal_policies", "When certificates are renewed."),
+    "status": ("certctl_sdk.cli.status", "status", "Whether the server is well, and what it looks after."),
+    "targets": ("certctl_sdk.cli.resources", "targets", "Where certificates are deployed to."),
+    "teams": ("certctl_sdk.cli.resources", "teams", "Who certificates belong to."),
+    "version": ("certctl_sdk.cli.status", "version", "Version of this program."),
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name, and imports the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return ours and those that other distributions bring."""
+        return sorted({*COMMANDS, *(entry.name for entry in _brought())})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command, imported now; None if there is none of that name."""
+        if cmd_name in COMMANDS:
+            module, attribute, _ = COMMANDS[cmd_name]
+            found: click.Command = getattr(import_module(module), attribute)
+            return found
+        for entry in _brought():
+            if entry.name == cmd_name:
+                try:
+                    brought: click.Command = entry.load()
+                except ImportError as exc:
+                    raise click.ClickException(f"{cmd_name} comes with {entry.value}, which is broken: {exc}") from exc
+                return brought
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write names and what they do."""
+        rows = []
+        for name in self.list_commands(ctx):
+            words = COMMANDS[name][2] if name in COMMANDS else self._words(ctx, name)
+            rows.append((name, words))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def _words(self, ctx: click.Context, name: str) -> str:
+        try:
+            command = self.get_command(ctx, name)
+        except click.ClickException as exc:
+            return exc.message
+        return command.get_short_help_str(limit=80) if command else ""
+
+
+def _brought() -> Any:
+    from importlib.metadata import entry_points  # noqa: PLC0415  # looks at every installed distribution
+
+    return entry_points(group=GROUP)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--server", default="", help="The server's address.  [CERTCTL_SERVER_URL]")
+@click.option("--api-key", default="", help="Your key.  [CERTCTL_API_KEY]")
+@click.option("--ca-file", default="", help="Roots for the server's certificate, PEM.  [CERTCTL_SERVER_CA_FILE]")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to answer.")
+@click.pass_context
+def main(context: click.Context, server: str, api_key: str, ca_file: str, form: str) -> None:
+    """Certificates, from order to renewal.
+
+    On the machine of an embedded server no option is needed: it leaves its address and a key in client.toml.
+    """
+    context.obj = Session(server=server, api_key=api_key, ca_file=ca_file, form=form)

@@ -1,0 +1,147 @@
+"""Certificates, from the order to the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from certctl_sdk.cli.build import get_command, list_command
+from certctl_sdk.cli.session import Session, with_session
+
+PATH = "certificates"
+COLUMNS = ("id", "common_name", "status", "expires_at", "issuer_id")
+FILTERS = {
+    "status": "status",
+    "env": "environment",
+    "issuer": "issuer_id",
+    "profile": "profile_id",
+    "team": "team_id",
+    "owner": "owner_id",
+    "agent": "agent_id",
+    "name": "name",
+    "expires_before": "expires_before",
+    "expires_after": "expires_after",
+    "q": "q",
+}
+VERSION_COLUMNS = ("id", "version", "serial_number", "not_before", "not_after", "fingerprint_sha256")
+# What is filled in where an order does not say it, so that the first one needs only a name.
+LOCAL_CA, NO_OWNER, NO_TEAM = "iss-local", "o-unassigned", "t-unassigned"
+
+
+@click.group()
+def certs() -> None:
+    """Certificates: order, renew, deploy, revoke."""
+
+
+certs.add_command(list_command(PATH, COLUMNS, FILTERS, "List certificates."))
+certs.add_command(get_command(PATH, "Show one certificate."))
+
+
+@certs.command("create")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--id", help="What to call it in later commands.")
+@click.option("--target", "target_ids", multiple=True, help="Where to put it; several times if need be.")
+@click.option("--issuer", "issuer_id", default=LOCAL_CA, show_default=True, help="The CA to sign it.")
+@click.option("--owner", "owner_id", default=NO_OWNER, show_default=True, help="Who is told about it.")
+@click.option("--team", "team_id", default=NO_TEAM, show_default=True, help="Who it belongs to.")
+@click.option("--policy", "renewal_policy_id", help="When to renew it.")
+@click.option("--profile", "certificate_profile_id", help="What it may be.")
+@click.option("--env", "environment", help="Where it is used.")
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Several times if need be.")
+@with_session
+def create(session: Session, names: tuple[str, ...], tags: tuple[str, ...], **given: Any) -> None:
+    """Order a certificate for NAME, and for the further names."""
+    body = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items() if value}
+    body |= {"common_name": names[0], "sans": list(names[1:])}
+    if tags:
+        body["tags"] = dict(_tag(tag) for tag in tags)
+    with session.client() as client:
+        session.show(client.post(PATH, body=body), ("id", "common_name", "sans", "status", "target_ids", "job_id"))
+
+
+def _tag(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"--tag takes key=value, not {text!r}")
+    return key, value
+
+
+@certs.command()
+@click.argument("id")
+@click.option("--force", is_flag=True, help="Also if it is revoked; with a new key.")
+@with_session
+def renew(session: Session, id: str, *, force: bool) -> None:
+    """Renew now."""
+    with session.client() as client:
+        found = client.post(PATH, id, "renew", body={"force": force})
+        session.say(found, f"renewal of {id} begun: {_jobs(found)}")
+
+
+@certs.command()
+@click.argument("id")
+@click.option("--target", "target_id", help="Only there.")
+@with_session
+def deploy(session: Session, id: str, target_id: str | None) -> None:
+    """Put the newest version in place again."""
+    with session.client() as client:
+        found = client.post(PATH, id, "deploy", body={"target_id": target_id} if target_id else {})
+        session.say(found, f"deployment of {id} begun: {_jobs(found)}")
+
+
+def _jobs(found: dict[str, Any]) -> str:
+    ids = found.get("job_ids") or [found.get("job_id") or "no job named"]
+    return ", ".join(map(str, ids))
+
+
+@certs.command()
+@click.argument("id")
+@click.option("--reason", default="unspecified", show_default=True, help="As RFC 5280 spells it: keyCompromise ...")
+@with_session
+def revoke(session: Session, id: str, reason: str) -> None:
+    """Revoke every version that is not expired."""
+    with session.client() as client:
+        session.say(client.post(PATH, id, "revoke", body={"reason": reason}), f"{id} is revoked ({reason})")
+
+
+@certs.command()
+@click.argument("id")
+@click.option("--page", type=click.IntRange(min=1))
+@click.option("--per-page", type=click.IntRange(min=1, max=500))
+@with_session
+def versions(session: Session, id: str, **paging: int | None) -> None:
+    """List what was issued for a certificate, newest first."""
+    with session.client() as client:
+        session.show_page(client.page(PATH, id, "versions", **paging), VERSION_COLUMNS)
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@with_session
+def import_(session: Session, files: tuple[Path, ...]) -> None:
+    """Record certificates that were made elsewhere.
+
+    Of each PEM file the first certificate.
+    """
+    from certctl_core.x509 import read_certificate  # noqa: PLC0415  # brings cryptography
+
+    found = []
+    for file in files:
+        try:
+            found.append((file, read_certificate(file.read_bytes())))
+        except (OSError, ValueError) as exc:
+            raise click.UsageError(f"{file} holds no certificate: {exc}") from exc
+    with session.client() as client:
+        for file, facts in found:
+            body = {
+                "common_name": facts.common_name,
+                "sans": [str(name) for name in facts.sans],
+                "issuer_id": LOCAL_CA,
+                "environment": "imported",
+                "status": "Active",
+                "serial_number": facts.serial_number,
+                "expires_at": facts.not_after.isoformat(),
+            }
+            made = client.post(PATH, body=body)
+            session.say(made, f"{file}: {made.get('id')}")

@@ -1,0 +1,46 @@
+"""API keys."""
+
+from __future__ import annotations
+
+import click
+
+from certctl_sdk.cli.build import list_command
+from certctl_sdk.cli.session import Session, with_session
+
+
+@click.group()
+def keys() -> None:
+    """API keys of people and programs."""
+
+
+keys.add_command(
+    list_command(
+        "auth/keys",
+        ("id", "name", "role", "prefix", "created_at", "expires_at", "last_used_at"),
+        {"role": "role"},
+        "List keys that are stored; those of the server's environment are not among them.",
+    )
+)
+
+
+@keys.command("create")
+@click.argument("name")
+@click.option("--role", type=click.Choice(["admin", "operator", "viewer"]), required=True, help="What it may do.")
+@click.option("--expires-at", help="Until when, like 2030-01-31T12:00:00Z.  [default: for ever]")
+@with_session
+def create(session: Session, name: str, role: str, expires_at: str | None) -> None:
+    """Make a key for NAME and show it, once."""
+    body = {"name": name, "role": role, **({"expires_at": expires_at} if expires_at else {})}
+    with session.client() as client:
+        found = client.post("auth", "keys", body=body)
+        session.say(found, str(found.get("key", "")))
+
+
+@keys.command()
+@click.argument("id")
+@with_session
+def revoke(session: Session, id: str) -> None:
+    """End a key at once."""
+    with session.client() as client:
+        client.delete("auth", "keys", id)
+        session.say({"status": "deleted"}, f"{id} is ended")

@@ -1,0 +1,144 @@
+"""Resources that are listed, shown and created all in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from certctl_sdk.cli.build import assigned, configured, get_command, list_command
+from certctl_sdk.cli.session import Session, with_session
+from certctl_sdk.client import Client
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What is particular about one."""
+
+    path: str
+    words: str
+    one: str
+    columns: Sequence[str]
+    filters: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Options of ``create`` with the key of the body that each sets."""
+    required: Sequence[str] = ()
+    has_config: bool = False
+    """``--set`` and ``--config`` fill the key ``config``, not the body itself."""
+    has_agent: bool = False
+
+
+def group(resource: Resource) -> click.Group:
+    """Return the commands of one resource."""
+    found = click.Group(resource.path, help=resource.words)
+    found.add_command(list_command(resource.path, resource.columns, resource.filters, f"List {resource.words.lower()}"))
+    found.add_command(get_command(resource.path, f"Show one {resource.one}."))
+    found.add_command(_create(resource))
+    return found
+
+
+def _create(resource: Resource) -> click.Command:
+    @with_session
+    def run(session: Session, id: str, pairs: Sequence[str], config: str, **given: str | None) -> None:
+        more = {**configured(config), **assigned(pairs)}
+        body: dict[str, Any] = {"id": id, "name": given.pop("name", None) or id}
+        body |= {resource.options[name]: value for name, value in given.items() if value is not None}
+        body |= {"config": more} if resource.has_config else more
+        with session.client() as client:
+            if resource.has_agent and "agent_id" not in body:
+                body["agent_id"] = only_agent(client)
+            session.show(client.post(resource.path, body=body))
+
+    params: list[click.Parameter] = [
+        click.Argument(["id"]),
+        click.Option(["--name"], help="A name for people.  [default: the id]"),
+        *(
+            click.Option([f"--{name}"], required=name in resource.required, help=f"Sets {key}.")
+            for name, key in resource.options.items()
+        ),
+        click.Option(
+            ["--set", "pairs"], multiple=True, metavar="KEY=VALUE", help="A further key; several times if need be."
+        ),
+        click.Option(["--config"], default="", metavar="JSON", help="Further keys as a JSON object, or @file."),
+    ]
+    return click.Command("create", callback=run, params=params, help=f"Create a {resource.one} called ID.")
+
+
+def only_agent(client: Client) -> str:
+    """Return the id of the one agent there is.
+
+    Raises:
+        click.UsageError: there is none, or more than one.
+    """
+    page = client.page("agents", per_page=2)
+    if page.total != 1:
+        raise click.UsageError(f"there are {page.total} agents: say which with --agent")
+    return str(page.data[0]["id"])
+
+
+CONFIGURED = {"type": "type", "status": "status", "enabled": "enabled"}
+issuers = group(
+    Resource(
+        path="issuers",
+        words="CAs that sign.",
+        one="CA",
+        columns=("id", "name", "type", "status", "enabled"),
+        filters=CONFIGURED,
+        options={"type": "type"},
+        required=("type",),
+        has_config=True,
+    )
+)
+targets = group(
+    Resource(
+        path="targets",
+        words="Where certificates are deployed to.",
+        one="target",
+        columns=("id", "name", "type", "agent_id", "status"),
+        filters={**CONFIGURED, "agent": "agent_id"},
+        options={"type": "type", "agent": "agent_id"},
+        required=("type",),
+        has_config=True,
+        has_agent=True,
+    )
+)
+teams = group(
+    Resource(
+        path="teams",
+        words="Who certificates belong to.",
+        one="team",
+        columns=("id", "name", "email", "description"),
+        options={"email": "email", "description": "description"},
+    )
+)
+owners = group(
+    Resource(
+        path="owners",
+        words="Who is told about a certificate.",
+        one="owner",
+        columns=("id", "name", "email", "team_id"),
+        filters={"team": "team_id"},
+        options={"team": "team_id", "email": "email"},
+        required=("team",),
+    )
+)
+profiles = group(
+    Resource(
+        path="profiles",
+        words="What certificates may be.",
+        one="profile",
+        columns=("id", "name", "max_ttl_seconds", "allowed_ekus", "enabled"),
+        filters={"enabled": "enabled"},
+        options={"description": "description"},
+    )
+)
+renewal_policies = group(
+    Resource(
+        path="renewal-policies",
+        words="When certificates are renewed.",
+        one="renewal policy",
+        columns=("id", "name", "renewal_window_days", "auto_renew", "alert_thresholds_days"),
+    )
+)

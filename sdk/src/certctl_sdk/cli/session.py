@@ -1,0 +1,83 @@
+"""What every command is given: the server, once it is needed, and a place to show what it said."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from certctl_sdk.client import Client, Json, Page
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The options that stand before the command."""
+
+    server: str
+    api_key: str
+    ca_file: str
+    form: str
+    """``table`` or ``json``."""
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Client]:
+        """The server; what goes wrong with it ends the program with one line and status 1."""
+        from certctl_sdk import client  # noqa: PLC0415  # brings httpx: not for those who only want help
+        from certctl_sdk.cli.output import inert  # noqa: PLC0415
+
+        try:
+            access = client.access(os.environ, server=self.server, api_key=self.api_key, ca_file=self.ca_file)
+            if access.in_the_clear:
+                click.echo(f"warning: your key crosses the network unencrypted: {access.url} is plain HTTP", err=True)
+            with client.Client(access) as found:
+                yield found
+        except client.ClientError as exc:
+            click.echo(f"error: {inert(str(exc))}", err=True)
+            sys.exit(1)
+
+    def show_page(self, page: Page, columns: Sequence[str]) -> None:
+        """Show rows of a list."""
+        from certctl_sdk.cli import output  # noqa: PLC0415
+
+        if self.form == "json":
+            output.write_json({"data": page.data, "total": page.total})
+        else:
+            output.write_table(page.data, columns)
+            if page.total > len(page.data):
+                click.echo(f"{len(page.data)} of {page.total}; --page and --per-page show others", err=True)
+
+    def show(self, found: Json, columns: Sequence[str] = ()) -> None:
+        """Show one object: all of it, or in a table only ``columns`` as far as they are there."""
+        from certctl_sdk.cli import output  # noqa: PLC0415
+
+        if self.form == "json":
+            output.write_json(found)
+        else:
+            output.write_object({name: found[name] for name in columns if name in found} if columns else found)
+
+    def say(self, found: Json, sentence: str) -> None:
+        """Show what came of an order: a sentence for people, all of it as JSON."""
+        from certctl_sdk.cli import output  # noqa: PLC0415
+
+        if self.form == "json":
+            output.write_json(found)
+        else:
+            click.echo(output.inert(sentence))
+
+
+def with_session(command: F) -> F:
+    """Give the command the session as its first argument."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return command(click.get_current_context().find_object(Session), *args, **kwargs)
+
+    return update_wrapper(called, command)  # type: ignore[return-value]  # click looks at no signature

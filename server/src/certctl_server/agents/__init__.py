@@ -1,0 +1,1 @@
+"""The daemons on the machines, their work and their reports."""

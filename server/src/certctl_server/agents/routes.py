@@ -1,0 +1,243 @@
+"""Agents over HTTP: registration, heartbeats, work, CSRs, reports. Agents poll; the server never calls them."""
+
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
+
+import msgspec
+from certctl_core.job import JobState
+from litestar import Response, delete, get, post
+from litestar.params import FromPath, FromQuery
+
+from certctl_server import db, tls
+from certctl_server.agents.csr import submit
+from certctl_server.agents.health import AgentStatus
+from certctl_server.agents.register import register
+from certctl_server.agents.reports import SAID, Beat, Report, heartbeat, report, retrieved
+from certctl_server.agents.tables import Agent
+from certctl_server.agents.work import certificate_for, offers
+from certctl_server.audit.record import audited
+from certctl_server.auth.keys import create_token, rotate_agent_key
+from certctl_server.auth.principal import Req, Where, actor_of, agent_caller
+from certctl_server.auth.roles import ENROL, OWN_AGENT, OWN_AGENT_READ, READ, WRITE
+from certctl_server.auth.tables import EnrolmentToken
+from certctl_server.body import ID, Time, new
+from certctl_server.context import Ctx
+from certctl_server.crud import one
+from certctl_server.errors import Refused, invalid, not_found
+from certctl_server.filters import equal, word
+from certctl_server.http.answer import Answer
+from certctl_server.lists import Row, list_response, listed
+
+BASE = "/api/v1/agents"
+OWN = BASE + "/{id:str}"
+LONGEST_WAIT = 25
+Word = Annotated[str, msgspec.Meta(max_length=64)]
+Host = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+END_TOKEN = db.Sql("DELETE FROM enrolment_token WHERE id = $1 RETURNING id")
+
+
+class NewAgent(msgspec.Struct):
+    """What an agent says of itself when it registers."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    hostname: Host
+    id: ID = ""
+    os: Word = ""
+    architecture: Word = ""
+    ip_address: Word = ""
+    version: Word = ""
+
+
+class HeartbeatBody(msgspec.Struct):
+    """What an agent says while it lives; empty texts keep what is known."""
+
+    version: Word = ""
+    hostname: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    os: Word = ""
+    architecture: Word = ""
+    ip_address: Word = ""
+    capabilities: Annotated[list[Word], msgspec.Meta(max_length=64)] | None = None
+    local_time: Time | None = None
+    boot_id: Annotated[str, msgspec.Meta(max_length=128)] = ""
+
+
+class CsrBody(msgspec.Struct):
+    """A CSR and the certificate it is for."""
+
+    csr_pem: Annotated[str, msgspec.Meta(max_length=64 * 1024)]
+    certificate_id: ID = ""
+
+
+class StatusBody(msgspec.Struct):
+    """How far a job is."""
+
+    status: Literal["Running", "Completed", "Failed"]
+    error: Annotated[str, msgspec.Meta(max_length=8192)] = ""
+    error_kind: Literal["", "transient", "rejected", "misconfigured", "deployment"] = ""
+
+
+class TokenBody(msgspec.Struct):
+    """What an enrolment token is good for."""
+
+    name: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    max_uses: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1
+    expires_at: Time | None = None
+
+
+PLAIN = ("id", "name", "hostname", "status", "registered_at", "os", "architecture", "ip_address", "version")
+OPTIONAL = ("last_heartbeat_at", "clock_offset_ms", "retired_at", "retired_reason")
+
+
+def show(row: Row) -> Row:
+    """Return the JSON object of an agent."""
+    found = {name: row[name] for name in PLAIN} | {name: row[name] for name in OPTIONAL if row[name] not in (None, "")}
+    if row["last_heartbeat_at"]:
+        found["last_heartbeat"] = row["last_heartbeat_at"]
+    if row["capabilities"]:
+        found["capabilities"] = msgspec.Raw(row["capabilities"].encode())
+    return found
+
+
+AGENTS = listed(
+    Agent,
+    show,
+    (*PLAIN, *OPTIONAL, "last_heartbeat", "capabilities"),
+    json=("capabilities",),
+    filters={
+        "status": word("item.status", AgentStatus),
+        **{name: equal(f"item.{name}") for name in ("os", "architecture", "version", "name")},
+    },
+    order="created_at",
+)
+TOKEN_FIELDS = ("id", "name", "max_uses", "uses", "expires_at", "created_at", "created_by", "last_used_at")
+
+
+def show_token(row: Row) -> Row:
+    """Return the JSON object of an enrolment token, without the token."""
+    return {name: row[name] for name in TOKEN_FIELDS if name != "last_used_at" or row[name]}
+
+
+TOKENS = listed(EnrolmentToken, show_token, TOKEN_FIELDS)
+
+
+@get(BASE, opt={"roles": READ})
+async def list_(request: Req) -> Response[bytes]:
+    """List agents."""
+    return await list_response(request, AGENTS, where=Where("item.id <> {}", ("server-scanner",)))
+
+
+@post(BASE, opt={"roles": ENROL})
+async def register_(request: Req) -> Answer[Row]:
+    """Register an agent; its key is in this answer only."""
+    body = await new(request, NewAgent)
+    values = {name: getattr(body, name) for name in body.__struct_fields__}
+    id, key = await register(values, request.user, actor_of(request))
+    [row] = await db.fetch(db.Sql("SELECT * FROM agent WHERE id = $1"), id)
+    return Answer(show(row) | ({"api_key": key} if key else {}), status_code=201 if key else 200)
+
+
+@get(BASE + "/tokens", opt={"roles": WRITE})
+async def tokens(request: Req) -> Response[bytes]:
+    """List enrolment tokens."""
+    return await list_response(request, TOKENS)
+
+
+@post(BASE + "/tokens", opt={"roles": WRITE})
+async def new_token(request: Req, ctx: Ctx) -> Answer[Row]:
+    """Make an enrolment token; it is in this answer only."""
+    body = await new(request, TokenBody)
+    if body.expires_at is not None and body.expires_at <= ctx.clock():
+        raise invalid({"expires_at": "is in the past"})
+    actor = actor_of(request)
+    async with audited(actor, "enrolment_token_created", "enrolment_token", body.name, {"max_uses": body.max_uses}):
+        row, secret = await create_token(
+            name=body.name, max_uses=body.max_uses, expires_at=body.expires_at, created_by=actor.name
+        )
+    pin = tls.pin(ctx.settings)
+    token = f"{secret}.{pin}" if pin else secret
+    return Answer(show_token(row.to_dict()) | {"token": token}, status_code=201)
+
+
+@delete(BASE + "/tokens/{id:str}", opt={"roles": WRITE})
+async def end_token(id: FromPath[str], request: Req) -> None:
+    """End an enrolment token."""
+    async with audited(actor_of(request), "enrolment_token_deleted", "enrolment_token", id):
+        if not await db.fetch(END_TOKEN, id):
+            raise not_found("Enrolment token")
+
+
+@get(OWN, opt={"roles": OWN_AGENT_READ})
+async def get_(id: FromPath[str], request: Req) -> Row:
+    """Return an agent."""
+    return show(await one(Agent, id, request.user, "Agent"))
+
+
+@post(OWN + "/rotate-key", opt={"roles": OWN_AGENT}, status_code=200)
+async def rotate(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
+    """Make the agent's next key; the old one lasts until it is used, and a day at most."""
+    row = await one(Agent, id, request.user, "Agent")
+    if request.user.agent_id != id and request.user.role not in WRITE:
+        raise Refused(HTTPStatus.FORBIDDEN, "Only the agent itself, an admin or an operator may do this")
+    async with audited(actor_of(request), "key_rotated", "agent", id):
+        _, key = await rotate_agent_key(id, request.user.key_id, ctx.clock())
+    return show(row) | {"api_key": key}
+
+
+@post(OWN + "/heartbeat", opt={"roles": OWN_AGENT}, status_code=200)
+async def beat(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
+    """Note that the agent lives."""
+    row = await one(Agent, id, request.user, "Agent")
+    if not await agent_caller(request.user, id, ctx.settings):
+        raise Refused(HTTPStatus.FORBIDDEN, "Only the agent's own key may do this")
+    body = await new(request, HeartbeatBody)
+    said = Beat({name: getattr(body, name) for name in SAID}, body.capabilities, body.local_time, body.boot_id)
+    return {"status": "heartbeat_recorded", "server_time": await heartbeat(row, said)}
+
+
+@get(OWN + "/work", opt={"roles": OWN_AGENT})
+async def work(id: FromPath[str], request: Req, ctx: Ctx, wait: FromQuery[int] = 0) -> Row:
+    """Return what the agent is to do; its own key claims it, everybody else only looks."""
+    row = await one(Agent, id, request.user, "Agent")
+    acts = await agent_caller(request.user, id, ctx.settings, reading=True)
+    if not 0 <= wait <= LONGEST_WAIT or (wait == 0 and "wait" in request.query_params):
+        raise Refused(HTTPStatus.BAD_REQUEST, "The request is not valid", {"wait": "is a whole number from 1 to 25"})
+    claims = acts and request.method == "GET"
+    jobs = await offers(ctx, row, claims=claims, wait=timedelta(seconds=wait if claims else 0))
+    return {"count": len(jobs), "jobs": jobs}
+
+
+@post(OWN + "/csr", opt={"roles": OWN_AGENT}, status_code=202)
+async def csr(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
+    """Take a CSR for a waiting order."""
+    await one(Agent, id, request.user, "Agent")
+    await agent_caller(request.user, id, ctx.settings)
+    body = await new(request, CsrBody)
+    return {"status": await submit(id, body.csr_pem, body.certificate_id, actor_of(request))}
+
+
+@get(OWN + "/certificates/{certificate_id:str}", opt={"roles": OWN_AGENT})
+async def certificate(id: FromPath[str], certificate_id: FromPath[str], request: Req, ctx: Ctx) -> Row:
+    """Return the chain that the agent is to deploy."""
+    await one(Agent, id, request.user, "Agent")
+    await agent_caller(request.user, id, ctx.settings, reading=True)
+    if (pem := await certificate_for(id, certificate_id)) is None:
+        raise not_found("Certificate")
+    await retrieved(id, certificate_id, actor_of(request))
+    return {"certificate_pem": pem}
+
+
+@post(OWN + "/jobs/{job_id:str}/status", opt={"roles": OWN_AGENT}, status_code=200)
+async def status(id: FromPath[str], job_id: FromPath[str], request: Req, ctx: Ctx) -> Row:
+    """Note how far the agent is with a job."""
+    await one(Agent, id, request.user, "Agent")
+    await agent_caller(request.user, id, ctx.settings)
+    body = await new(request, StatusBody)
+    said = Report(JobState(body.status), body.error, body.error_kind)
+    await report(id, job_id, said, ctx.settings.agent_run_lease, actor_of(request))
+    return {"status": "updated"}
+
+
+routes: list[Any] = [
+    list_, register_, tokens, new_token, end_token, get_, rotate, beat, work, csr, certificate, status,
+]  # fmt: skip

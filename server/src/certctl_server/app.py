@@ -1,0 +1,73 @@
+"""The whole assembly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.types import ASGIApp, ControllerRouterHandler
+
+from certctl_server.audit.routes import routes as audit
+from certctl_server.auth.guard import Guard
+from certctl_server.auth.routes import routes as auth
+from certctl_server.context import Context
+from certctl_server.errors import HANDLERS
+from certctl_server.http.answer import Answer
+from certctl_server.http.calls import CallLog
+from certctl_server.http.front import Front
+from certctl_server.people.routes import routes as people
+from certctl_server.rules.routes import routes as rules
+
+ROUTES: list[ControllerRouterHandler] = [
+    *audit,
+    *auth,
+    *people,
+    *rules,
+]
+"""Every route of the API. A feature's ``routes.py`` has its own list, named here."""
+
+
+class Lifespan(Protocol):
+    """What runs around the application: entered when it starts, left when it stops."""
+
+    def __call__(self, app: Litestar, /) -> AbstractAsyncContextManager[None]:
+        """Return the context to run in."""
+
+
+def make_app(
+    ctx: Context,
+    *,
+    lifespan: Sequence[Lifespan] = (),
+    mounts: Mapping[str, ASGIApp] | None = None,
+    pages: ASGIApp | None = None,
+) -> Front:
+    """Return the ASGI application; the database must be open by the time it serves.
+
+    Args:
+        ctx: What every handler is given.
+        lifespan: Entered in order when the server starts.
+        mounts: By path prefix, applications that answer before routing, keys and rate limit: CRL and OCSP.
+        pages: Answers whatever lies outside the API: the dashboard.
+    """
+    calls = CallLog()
+
+    async def give() -> Context:
+        return ctx
+
+    api = Litestar(
+        ROUTES,
+        dependencies={"ctx": Provide(give)},
+        exception_handlers=HANDLERS,
+        guards=[Guard(ctx).admit],
+        lifespan=[calls.running, *lifespan],
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=None,  # the front bounds bodies
+        response_class=Answer[Any],
+        state=State({"ctx": ctx}),
+    )
+    return Front(ctx, api, calls, mounts=mounts or {}, pages=pages)

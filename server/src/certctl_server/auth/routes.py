@@ -1,0 +1,115 @@
+"""Who am I, and keys, over HTTP."""
+
+from http import HTTPStatus
+from typing import Any, Literal
+
+import msgspec
+from litestar import Response, Router, delete, get, post
+from litestar.params import FromPath
+from litestar.types import ControllerRouterHandler
+
+from certctl_server import db
+from certctl_server.audit.record import Event, audited, record
+from certctl_server.auth.keys import create_key, end_key, rotate_key
+from certctl_server.auth.principal import Req, Where, actor_of
+from certctl_server.auth.roles import ADMIN, ANY_KEY, OPEN, STORED, Role
+from certctl_server.auth.tables import ApiKey
+from certctl_server.body import Name, Time, new
+from certctl_server.context import Ctx
+from certctl_server.errors import Refused, invalid
+from certctl_server.filters import word
+from certctl_server.http.answer import Answer
+from certctl_server.lists import Row, list_response, listed
+
+SHOWN = ("id", "name", "role", "prefix", "created_at", "expires_at", "last_used_at")
+OPTIONAL = ("expires_at", "last_used_at")
+
+
+class NewKey(msgspec.Struct):
+    """A key for a person or a program; agents get theirs when they register."""
+
+    name: Name
+    role: Literal["admin", "operator", "viewer"]
+    expires_at: Time | None = None
+
+
+def show(row: Row) -> Row:
+    """Return the JSON object of a key, without anything that helps to guess it."""
+    return {name: row[name] for name in SHOWN if name not in OPTIONAL or row[name] is not None}
+
+
+KEYS = listed(ApiKey, show, SHOWN, filters={"role": word("item.role", STORED)})
+
+
+@get("/api/v1/health", opt={"roles": OPEN})
+async def health(ctx: Ctx) -> dict[str, Any]:
+    """Say that the process lives; the command line's ``status`` asks."""
+    return {"status": "healthy", "timestamp": ctx.clock()}
+
+
+@get("/api/v1/auth/info", opt={"roles": OPEN})
+async def info(ctx: Ctx) -> dict[str, Any]:
+    """Say whether a key is needed."""
+    type_ = ctx.settings.auth.type
+    return {"auth_type": type_, "required": type_ != "none"}
+
+
+@get("/api/v1/auth/check", opt={"roles": ANY_KEY})
+async def check(request: Req) -> dict[str, Any]:
+    """Say that the key is good."""
+    return {"status": "authenticated", "actor": request.user.name, "role": request.user.role}
+
+
+@get("/api/v1/auth/me", opt={"roles": ANY_KEY})
+async def me(request: Req) -> dict[str, Any]:
+    """Say whose key it is."""
+    user = request.user
+    found = {"actor": user.name, "role": user.role, "name": user.name if user.named else "", "key_id": user.key_id}
+    shown = {name: value for name, value in found.items() if value}
+    return shown | ({"expires_at": user.expires_at} if user.expires_at else {})
+
+
+@get("/", opt={"roles": ADMIN})
+async def list_(request: Req, ctx: Ctx) -> Response[bytes]:
+    """List the stored keys that work."""
+    now = ctx.clock()
+    living = Where("item.ended_at IS NULL AND (item.expires_at IS NULL OR item.expires_at > {})", (now,))
+    return await list_response(request, KEYS, where=living)
+
+
+@post("/", opt={"roles": ADMIN})
+async def create(request: Req, ctx: Ctx) -> Answer[Row]:
+    """Make a key; its text is in this reply only."""
+    body = await new(request, NewKey)
+    if body.expires_at and body.expires_at <= ctx.clock():
+        raise invalid({"expires_at": "lies in the past"})
+    async with db.transaction():
+        row, text = await create_key(body.name, body.role, expires_at=body.expires_at)
+        await record([Event(actor_of(request), "key_created", "api_key", row.id, {"name": row.name, "role": row.role})])
+    return Answer({**show(row.to_dict()), "key": text}, status_code=HTTPStatus.CREATED)
+
+
+@post("/{id:str}/rotate", opt={"roles": ANY_KEY}, status_code=HTTPStatus.OK)
+async def rotate(request: Req, ctx: Ctx, id: FromPath[str]) -> Row:
+    """Make the successor of a key; its text is in this reply only."""
+    if request.user.role is not Role.ADMIN and request.user.key_id != id:
+        raise Refused(HTTPStatus.FORBIDDEN, "Only an admin rotates the keys of others")
+    async with audited(actor_of(request), "key_rotated", "api_key", id):
+        row, text = await rotate_key(id, ctx.clock())
+    return {**show(row.to_dict()), "key": text}
+
+
+@delete("/{id:str}", opt={"roles": ADMIN})
+async def delete_(request: Req, ctx: Ctx, id: FromPath[str]) -> None:
+    """End a key at once."""
+    async with audited(actor_of(request), "key_deleted", "api_key", id):
+        await end_key(id, ctx.clock())
+
+
+routes: list[ControllerRouterHandler] = [
+    health,
+    info,
+    check,
+    me,
+    Router("/api/v1/auth/keys", route_handlers=[list_, create, rotate, delete_], tags=["Key"]),
+]

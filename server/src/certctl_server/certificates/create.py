@@ -1,0 +1,245 @@
+"""Make, change and archive certificates: what the rows say is wanted. Getting it is ``orders``'s."""
+
+# ruff: noqa: S608  # table names are ours, values are parameters
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from certctl_core.certificate import Status
+from certctl_core.job import JobType
+from certctl_core.names import San, SanKind, normalise_sans, parse_san
+from certctl_core.profile import DEFAULT, check_names
+
+from certctl_server import db
+from certctl_server.audit.record import Actor, Event, audited, record
+from certctl_server.certificates.orders import Order, order
+from certctl_server.certificates.status import settle
+from certctl_server.certificates.tables import Certificate
+from certctl_server.errors import conflict, invalid
+from certctl_server.ids import new_id
+from certctl_server.jobs.state import cancel
+from certctl_server.jobs.tables import Job
+from certctl_server.rules.profiles import of_row
+
+REFERENCES = {
+    "owner_id": "owner",
+    "team_id": "team",
+    "issuer_id": "issuer",
+    "renewal_policy_id": "renewal_policy",
+    "certificate_profile_id": "certificate_profile",
+}
+# Every reference of a certificate in one round trip.
+KNOWN = db.Sql(
+    " UNION ALL ".join(
+        f"SELECT '{name}' AS field, id FROM {table} WHERE id = ${number}"
+        for number, (name, table) in enumerate(REFERENCES.items(), start=1)
+    )
+    + " UNION ALL SELECT 'target_ids', id FROM target WHERE id IN ({ids:$6})"
+)
+PROFILE = db.Sql("SELECT * FROM certificate_profile WHERE id = $1")
+TAKEN = db.Sql("SELECT name FROM certificate WHERE name = $1 OR name LIKE $2 ESCAPE '!'")
+INSERT = db.Sql(
+    """
+    INSERT INTO certificate (id, name, common_name, sans, environment, owner_id, team_id, issuer_id, renewal_policy_id,
+        certificate_profile_id, tags, status, decided, expires_at, not_before, serial_number, fingerprint,
+        created_at, updated_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13, $14, $15, $16, $17, $17)
+    ON CONFLICT DO NOTHING RETURNING id
+    """
+)
+MAP = db.insert_rows(
+    "certificate_target", {"certificate_id": "text", "target_id": "text", "position": "bigint"},
+    "ON CONFLICT (certificate_id, target_id) DO UPDATE SET position = excluded.position",
+)  # fmt: skip
+UNMAP = db.Sql(
+    "DELETE FROM certificate_target WHERE certificate_id = $1 AND target_id NOT IN ({ids:$2}) RETURNING target_id"
+)
+ARCHIVE = db.Sql("UPDATE certificate SET archived_at = {now}, updated_at = {now} WHERE id = $1")
+LATEST_NAMES = 1000
+IMPORTED = {"owner_id": "o-unassigned", "team_id": "t-unassigned"}
+IMPORT = "imported"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A certificate to be, checked field by field but not yet against the rest of the world."""
+
+    common_name: str
+    sans: tuple[str, ...]
+    owner_id: str
+    team_id: str
+    issuer_id: str
+    name: str = ""
+    id: str = ""
+    environment: str = ""
+    renewal_policy_id: str = "rp-default"
+    certificate_profile_id: str | None = None
+    target_ids: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    status: Status = Status.PENDING
+    """Active: it was made elsewhere, and nothing is to be issued now."""
+    not_before: datetime | None = None
+    expires_at: datetime | None = None
+    serial_number: str = ""
+    fingerprint: str = ""
+
+
+def names_of(common_name: str, sans: Sequence[str]) -> tuple[str, tuple[San, ...], dict[str, str]]:
+    """Return the names in their normal form, and a fault for each that is none."""
+    faults, found = {}, list[San]()
+    cn = common_name
+    if common_name:
+        try:
+            parsed = parse_san(common_name)
+            cn = parsed.value
+            if parsed.kind not in {SanKind.DNS, SanKind.IP}:
+                faults["common_name"] = "is neither a DNS name nor an IP address"
+        except ValueError as exc:
+            faults["common_name"] = str(exc)
+    for number, text in enumerate(sans):
+        try:
+            found.append(parse_san(text))
+        except ValueError as exc:
+            faults[f"sans[{number}]"] = str(exc)
+    if not common_name and not sans:
+        faults["common_name"] = "required unless sans has a name"
+    return cn, () if faults else normalise_sans(map(str, found)), faults
+
+
+async def create(wanted: Wanted, actor: Actor) -> tuple[str, str | None]:
+    """Store a certificate and order it; return its id and that of its first job.
+
+    Raises:
+        Refused: 400 with every fault, 409 for an id or name that is taken.
+    """
+    cn, sans, faults = names_of(wanted.common_name, wanted.sans)
+    faults |= await _missing(wanted)
+    if not faults:
+        faults |= await _outside(wanted.certificate_profile_id, cn, sans)
+    if faults:
+        raise invalid(faults)
+    id = wanted.id or new_id("mc")
+    async with audited(
+        actor, "certificate_created", "certificate", id, {"common_name": cn, "issuer_id": wanted.issuer_id}
+    ):
+        await _insert(id, wanted, cn, sans)
+        await map_targets(id, wanted.target_ids, actor)
+        made = []
+        if wanted.status is Status.PENDING:
+            made = await order([id], Order(type=JobType.ISSUANCE), actor)
+        await settle([id], actor=actor)
+    return id, made[0].id if made else None
+
+
+async def _missing(wanted: Wanted) -> dict[str, str]:
+    ids = [getattr(wanted, name) or "" for name in REFERENCES]
+    known = {(row["field"], row["id"]) for row in await db.fetch(KNOWN, *ids, json.dumps(wanted.target_ids))}
+    faults = {}
+    for name in REFERENCES:
+        value = getattr(wanted, name)
+        if value and (name, value) not in known:
+            faults[name] = "no such id"
+        elif not value and name != "certificate_profile_id":
+            faults[name] = "required"
+    lost = [id for id in wanted.target_ids if ("target_ids", id) not in known]
+    return faults | ({"target_ids": f"no such id: {', '.join(lost)}"} if lost else {})
+
+
+async def _outside(profile_id: str | None, common_name: str, sans: tuple[San, ...]) -> dict[str, str]:
+    """What the profile says against the names."""
+    rows = await db.fetch(PROFILE, profile_id) if profile_id else []
+    every = normalise_sans([common_name, *map(str, sans)] if common_name else map(str, sans))
+    refused = check_names(of_row(rows[0]) if rows else DEFAULT, every)
+    return {"sans": "; ".join(refused)} if refused else {}
+
+
+async def _insert(id: str, wanted: Wanted, common_name: str, sans: tuple[San, ...]) -> None:
+    name = wanted.name or await _free_name(common_name or str(sans[0]))
+    now = db.now()
+    made = await db.fetch(
+        INSERT,
+        *(id, name, common_name, json.dumps([str(san) for san in sans]), wanted.environment),
+        *(wanted.owner_id, wanted.team_id, wanted.issuer_id, wanted.renewal_policy_id, wanted.certificate_profile_id),
+        *(json.dumps(dict(wanted.tags)), wanted.status, wanted.expires_at, wanted.not_before),
+        *(wanted.serial_number, wanted.fingerprint, now),
+    )
+    if not made:
+        raise conflict(f"A certificate with the id {id} or the name {name} exists")
+
+
+async def _free_name(wanted: str) -> str:
+    """Return ``wanted``, or the first of ``wanted (2)``, ``wanted (3)`` ... that no certificate has."""
+    escaped = wanted.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+    taken = {row["name"] for row in await db.fetch(TAKEN, wanted, f"{escaped} (%)")}
+    if wanted not in taken:
+        return wanted
+    return next(name for n in range(2, len(taken) + 3) if (name := f"{wanted} ({n})") not in taken)
+
+
+async def map_targets(certificate_id: str, target_ids: Sequence[str], actor: Actor) -> None:
+    """Let a certificate be served on exactly these targets; deployments to others are called off."""
+    wanted = list(dict.fromkeys(target_ids))
+    gone = [row["target_id"] for row in await db.fetch(UNMAP, certificate_id, json.dumps(wanted))]
+    if gone:
+        where = (Job.certificate_id == certificate_id) & Job.target_id.is_in(gone)
+        await cancel(where, actor=actor, reason="the target was removed")
+    rows = [{"certificate_id": certificate_id, "target_id": id, "position": n} for n, id in enumerate(wanted)]
+    if rows:
+        await db.fetch(MAP, json.dumps(rows))
+
+
+async def change(row: db.Row, values: Mapping[str, Any], actor: Actor) -> None:
+    """Change what is wanted of a certificate; names, issuer and profile take effect at its next renewal.
+
+    Raises:
+        Refused: 400 with every fault, 409 when it is archived or the name is taken.
+    """
+    if row["archived_at"] is not None:
+        raise conflict("The certificate is archived")
+    after = {**row, **values}
+    sans = values.get("sans", json.loads(row["sans"]))
+    cn, normal, faults = names_of(after["common_name"], sans)
+    faults |= await _missing(_as_wanted(after, values.get("target_ids", ())))
+    if not faults:
+        faults |= await _outside(after["certificate_profile_id"], cn, normal)
+    if faults:
+        raise invalid(faults)
+    columns = {name: value for name, value in values.items() if name not in {"target_ids", "sans", "tags"}}
+    columns |= {"common_name": cn, "sans": json.dumps([str(san) for san in normal]), "updated_at": db.now()}
+    if "tags" in values:
+        columns["tags"] = json.dumps(values["tags"])
+    async with audited(actor, "certificate_updated", "certificate", row["id"], {"fields": sorted(values)}):
+        await Certificate.update({**columns}).where(Certificate.id == row["id"])
+        if "target_ids" in values:
+            await map_targets(row["id"], values["target_ids"], actor)
+        await settle([row["id"]], actor=actor)
+
+
+def _as_wanted(row: Mapping[str, Any], target_ids: Sequence[str]) -> Wanted:
+    references = {name: row[name] for name in REFERENCES}
+    return Wanted(common_name=row["common_name"], sans=(), target_ids=tuple(target_ids), **references)
+
+
+async def archive(row: db.Row, actor: Actor) -> None:
+    """Put a certificate away: its open jobs are called off, the row stays listed. Twice is a success."""
+    if row["archived_at"] is not None:
+        return
+    async with audited(actor, "certificate_archived", "certificate", row["id"]):
+        await db.fetch(ARCHIVE, row["id"])
+        await cancel(Job.certificate_id == row["id"], actor=actor, reason="the certificate was archived")
+        await settle([row["id"]], actor=actor)
+
+
+async def adopt(found: Wanted, actor: Actor) -> str:
+    """Manage a certificate that was made elsewhere: it is renewed by us when its time comes.
+
+    Raises:
+        Refused: as ``create`` does.
+    """
+    id, _ = await create(found, actor)
+    await record([Event(actor, "certificate_adopted", "certificate", id, {"fingerprint": found.fingerprint})])
+    return id

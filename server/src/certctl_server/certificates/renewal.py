@@ -1,0 +1,38 @@
+"""The renewal scan: due certificates become jobs, by one indexed column and in sets."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from certctl_core.job import JobType
+
+from certctl_server import db
+from certctl_server.audit.record import SYSTEM
+from certctl_server.certificates.orders import Order, order
+from certctl_server.certificates.status import flip, settle
+from certctl_server.leader import Leadership
+
+BATCH = 1000
+DUE = db.Sql("SELECT id, version_id FROM certificate WHERE renew_due_at <= $1 ORDER BY renew_due_at LIMIT $2")
+NEXT = db.Sql("SELECT min(renew_due_at) AS due_at FROM certificate WHERE renew_due_at IS NOT NULL")
+NEXT_FLIP = db.Sql("SELECT min(flip_at) AS due_at FROM certificate WHERE flip_at IS NOT NULL")
+
+
+async def scan(leadership: Leadership) -> datetime | None:
+    """Order a renewal of every certificate that is due; return when the next one will be."""
+    while True:
+        async with leadership.leading():
+            rows = await db.fetch(DUE, db.now(), BATCH)
+            ids = [row["id"] for row in rows]
+            made = await order(ids, Order(type=JobType.RENEWAL), SYSTEM)
+            # What got no job, because one is open, is due no more: status.settle says so.
+            await settle(set(ids) - {str(job.certificate_id) for job in made})
+        if len(rows) < BATCH:
+            return await db.moment(NEXT)
+
+
+async def flips(leadership: Leadership) -> datetime | None:
+    """Flip the statuses that the clock has changed; return when the next one does."""
+    async with leadership.leading():
+        await flip(db.now())
+    return await db.moment(NEXT_FLIP)

@@ -1,0 +1,289 @@
+"""Certificates over HTTP."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from certctl_core.certificate import Status
+from litestar import Response, delete, get, post, put
+from litestar.params import FromPath
+
+from certctl_server import db
+from certctl_server.auth.principal import Req, Where, actor_of
+from certctl_server.auth.roles import READ, WRITE
+from certctl_server.body import ID, Name, Time, changes, new
+from certctl_server.certificates.act import REASONS, Renewal, redeploy, renew, revoke
+from certctl_server.certificates.create import IMPORT, IMPORTED, Wanted, archive, change, create
+from certctl_server.certificates.tables import Certificate, CertificateTarget, CertificateVersion
+from certctl_server.context import Ctx
+from certctl_server.crud import one
+from certctl_server.filters import Filter, any_of, equal, word
+from certctl_server.http.answer import Answer
+from certctl_server.lists import Key, Row, list_response, listed
+from certctl_server.targets.routes import FIELDS as TARGET_FIELDS
+from certctl_server.targets.routes import show as show_target
+
+BASE = "/api/v1/certificates"
+ALIASES = {"profile_id": "certificate_profile_id"}
+Tags = Annotated[
+    dict[
+        Annotated[str, msgspec.Meta(min_length=1, max_length=128)],
+        Annotated[str, msgspec.Meta(max_length=256)],
+    ],
+    msgspec.Meta(max_length=64),
+]
+CommonName = Annotated[str, msgspec.Meta(max_length=253)]
+SanText = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+Sans = Annotated[list[SanText], msgspec.Meta(max_length=250)]
+Targets = Annotated[list[ID], msgspec.Meta(max_length=1000)]
+Environment = Annotated[str, msgspec.Meta(max_length=50)]
+CsrPem = Annotated[str, msgspec.Meta(max_length=64 * 1024)]
+
+
+class CertificateChange(msgspec.Struct):
+    """What clients may change."""
+
+    name: Name
+    owner_id: ID
+    team_id: ID
+    issuer_id: ID
+    common_name: CommonName = ""
+    sans: Sans = msgspec.field(default_factory=list)
+    environment: Environment = ""
+    renewal_policy_id: ID = "rp-default"
+    certificate_profile_id: ID | None = None
+    target_ids: Targets = msgspec.field(default_factory=list)
+    tags: Tags = msgspec.field(default_factory=dict)
+
+
+class NewCertificate(msgspec.Struct):
+    """What clients may say of a new certificate. Owner, team and issuer are asked for once the names are read."""
+
+    id: ID = ""
+    name: Name = ""
+    owner_id: ID = ""
+    team_id: ID = ""
+    issuer_id: ID = ""
+    common_name: CommonName = ""
+    sans: Sans = msgspec.field(default_factory=list)
+    environment: Environment = ""
+    renewal_policy_id: ID = "rp-default"
+    certificate_profile_id: ID | None = None
+    target_ids: Targets = msgspec.field(default_factory=list)
+    tags: Tags = msgspec.field(default_factory=dict)
+    status: Literal["Pending", "Active"] = "Pending"
+    expires_at: Time | None = None
+    serial_number: Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9A-Fa-f:]*\Z")] = ""
+
+
+class RenewBody(msgspec.Struct):
+    """How to renew."""
+
+    force: bool = False
+    csr_pem: CsrPem = ""
+
+
+class DeployBody(msgspec.Struct):
+    """Where to deploy; empty: everywhere."""
+
+    target_id: ID = ""
+
+
+class RevokeBody(msgspec.Struct):
+    """Why it is revoked."""
+
+    reason: Literal[tuple(REASONS)] = "unspecified"  # type: ignore[valid-type]  # the table of reasons is the type
+
+
+PLAIN = (
+    "id", "name", "common_name", "environment", "owner_id", "team_id", "issuer_id", "renewal_policy_id", "status",
+    "created_at", "updated_at",
+)  # fmt: skip
+OPTIONAL = (
+    "certificate_profile_id", "last_renewal_at", "last_deployment_at", "revoked_at", "revocation_reason",
+    "serial_number", "fingerprint", "key_algorithm", "key_size", "issued_at", "not_before", "revocation_state",
+    "last_error",
+)  # fmt: skip
+NEVER = "0001-01-01T00:00:00Z"
+SELECT = """item.*, (SELECT {list:target_id} FROM (
+    SELECT target_id FROM certificate_target WHERE certificate_id = item.id ORDER BY position, target_id) m
+    ) AS target_ids"""
+ONE = db.Sql(f"SELECT {SELECT} FROM certificate item WHERE item.id = $1")  # noqa: S608  # nothing in it is anyone's
+
+
+def show(row: Row) -> Row:
+    """Return the JSON object of a certificate."""
+    found = {name: row[name] for name in PLAIN}
+    found |= {name: msgspec.Raw(row[name].encode()) for name in ("sans", "tags", "target_ids")}
+    found["expires_at"] = row["expires_at"] or NEVER
+    found["deployment_state"] = row["deployment_state"]
+    return found | {name: row[name] for name in OPTIONAL if row[name]}
+
+
+def _of_agent(text: str, bound: Any) -> str:
+    condition = any_of("t.agent_id", [part.strip() for part in text.split(",")], bound)
+    return (
+        "EXISTS (SELECT 1 FROM certificate_target m JOIN target t ON t.id = m.target_id"  # noqa: S608  # bound above
+        f" WHERE m.certificate_id = item.id AND {condition})"
+    )
+
+
+def _substring(text: str, bound: Any) -> str:
+    pattern = bound.add("%" + text.lower().replace("!", "!!").replace("%", "!%").replace("_", "!_") + "%")
+    columns = ("item.common_name", "item.sans", "item.name")
+    return "(" + " OR ".join(f"lower({column}) LIKE {pattern} ESCAPE '!'" for column in columns) + ")"
+
+
+FILTERS: dict[str, Filter] = {
+    "status": word("item.status", Status),
+    **{
+        name: equal(f"item.{name}")
+        for name in (
+            "environment", "owner_id", "team_id", "issuer_id", "certificate_profile_id", "name", "common_name",
+        )
+    },
+    "profile_id": equal("item.certificate_profile_id"),
+    "agent_id": _of_agent,
+    "q": _substring,
+}  # fmt: skip
+CERTIFICATES = listed(
+    Certificate,
+    show,
+    (*PLAIN, *OPTIONAL, "sans", "tags", "target_ids", "expires_at", "deployment_state"),
+    json=("sans", "tags", "target_ids"),
+    keys={"name": Key("item.name", may_be_empty=False)},
+    filters=FILTERS,
+    select=SELECT,
+)
+VERSION_FIELDS = (
+    "id", "certificate_id", "version", "serial_number", "not_before", "not_after", "fingerprint_sha256", "pem_chain",
+    "csr_pem", "created_at",
+)  # fmt: skip
+VERSION_OPTIONAL = ("agent_id", "key_algorithm", "key_size", "revoked_at", "revocation_reason")
+
+
+def show_version(row: Row) -> Row:
+    """Return the JSON object of a version."""
+    found = {name: row[name] for name in VERSION_FIELDS}
+    return found | {name: row[name] for name in VERSION_OPTIONAL if row[name]}
+
+
+VERSIONS = listed(CertificateVersion, show_version, (*VERSION_FIELDS, *VERSION_OPTIONAL), order="-created_at")
+
+
+def show_deployment(row: Row) -> Row:
+    """Return a target with what is there of the certificate."""
+    there = {
+        "last_job_id": row["last_job_id"],
+        "last_status": row["job_status"],
+        "last_deployed_at": row["last_deployed_at"],
+        "served_fingerprint": row["served_fingerprint"],
+    }
+    return show_target(row) | {name: value for name, value in there.items() if value}
+
+
+DEPLOYMENTS = listed(
+    CertificateTarget,
+    show_deployment,
+    TARGET_FIELDS,
+    keys={"id": Key("item.target_id", may_be_empty=False)},
+    order="id",
+    select="t.*, item.last_job_id, item.last_deployed_at, item.served_fingerprint, j.status AS job_status,"
+    " a.last_heartbeat_at",
+    joins="JOIN target t ON t.id = item.target_id LEFT JOIN job j ON j.id = item.last_job_id"
+    " LEFT JOIN agent a ON a.id = t.agent_id",
+)
+
+
+async def _object(id: str, request: Req) -> Row:
+    await one(Certificate, id, request.user, "Certificate")
+    [row] = await db.fetch(ONE, id)
+    return show(row)
+
+
+@get(BASE, opt={"roles": READ})
+async def list_(request: Req) -> Response[bytes]:
+    """List certificates."""
+    return await list_response(request, CERTIFICATES)
+
+
+@post(BASE, opt={"roles": WRITE})
+async def create_(request: Req) -> Answer[Row]:
+    """Make a certificate and order it."""
+    body = await new(request, NewCertificate, aliases=ALIASES)
+    given = {name: getattr(body, name) for name in body.__struct_fields__}
+    if body.environment == IMPORT:
+        given |= {name: given[name] or placeholder for name, placeholder in IMPORTED.items()}
+    given |= {"sans": tuple(body.sans), "target_ids": tuple(body.target_ids), "status": Status(body.status)}
+    if body.status == Status.PENDING:
+        given |= {"expires_at": None, "serial_number": ""}
+    id, job_id = await create(Wanted(**given), actor_of(request))
+    return Answer(await _object(id, request) | ({"job_id": job_id} if job_id else {}), status_code=201)
+
+
+@get(BASE + "/{id:str}", opt={"roles": READ})
+async def get_(id: FromPath[str], request: Req) -> Row:
+    """Return a certificate."""
+    return await _object(id, request)
+
+
+@put(BASE + "/{id:str}", opt={"roles": WRITE})
+async def update(id: FromPath[str], request: Req) -> Row:
+    """Change what is wanted of a certificate."""
+    row = await one(Certificate, id, request.user, "Certificate")
+    await change(row, await changes(request, CertificateChange, aliases=ALIASES), actor_of(request))
+    return await _object(id, request)
+
+
+@delete(BASE + "/{id:str}", opt={"roles": WRITE})
+async def delete_(id: FromPath[str], request: Req) -> None:
+    """Archive a certificate."""
+    await archive(await one(Certificate, id, request.user, "Certificate"), actor_of(request))
+
+
+@get(BASE + "/{id:str}/versions", opt={"roles": READ})
+async def versions(id: FromPath[str], request: Req) -> Response[bytes]:
+    """List the versions of a certificate, newest first."""
+    await one(Certificate, id, request.user, "Certificate")
+    return await list_response(request, VERSIONS, where=Where("item.certificate_id = {}", (id,)))
+
+
+@get(BASE + "/{id:str}/deployments", opt={"roles": READ})
+async def deployments(id: FromPath[str], request: Req) -> Response[bytes]:
+    """List the targets of a certificate, with what is there."""
+    await one(Certificate, id, request.user, "Certificate")
+    return await list_response(request, DEPLOYMENTS, where=Where("item.certificate_id = {}", (id,)))
+
+
+@post(BASE + "/{id:str}/renew", opt={"roles": WRITE}, status_code=202)
+async def renew_(id: FromPath[str], request: Req) -> Row:
+    """Renew now."""
+    row = await one(Certificate, id, request.user, "Certificate")
+    body = await new(request, RenewBody)
+    return _triggered("renewal_triggered", await renew(row, Renewal(body.force, body.csr_pem), actor_of(request)))
+
+
+@post(BASE + "/{id:str}/deploy", opt={"roles": WRITE}, status_code=202)
+async def deploy_(id: FromPath[str], request: Req) -> Row:
+    """Deploy the newest version again."""
+    row = await one(Certificate, id, request.user, "Certificate")
+    body = await new(request, DeployBody)
+    return _triggered("deployment_triggered", await redeploy(row, body.target_id, actor_of(request)))
+
+
+def _triggered(status: str, ids: Sequence[str]) -> Row:
+    return {"status": status, "job_ids": list(ids)} | ({"job_id": ids[0]} if ids else {})
+
+
+@post(BASE + "/{id:str}/revoke", opt={"roles": WRITE}, status_code=200)
+async def revoke_(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
+    """Revoke."""
+    row = await one(Certificate, id, request.user, "Certificate")
+    body = await new(request, RevokeBody)
+    state = await revoke(row, body.reason, ctx.plugins, actor_of(request))
+    return {"status": "revoked", "revocation_state": state}
+
+
+routes = [
+    list_, create_, get_, update, delete_, versions, deployments, renew_, deploy_, revoke_,
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""The program that connectors run in."""

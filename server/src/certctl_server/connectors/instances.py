@@ -1,0 +1,104 @@
+"""Connector instances, made when first used and again when their row changes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from certctl_core.config import read
+from certctl_core.connector import Connector
+from certctl_core.errors import MisconfiguredError
+from certctl_core.issuer import Issuer
+from certctl_core.notifier import Notifier
+from certctl_sdk.egress import Guard, parse_allow
+
+from certctl_server import db
+from certctl_server.connectors.config import unseal
+from certctl_server.connectors.host import Memory, ServerHost
+from certctl_server.connectors.loop import ConnectorLoop
+from certctl_server.context import Context
+from certctl_server.sealing import place
+
+log = logging.getLogger(__name__)
+C = TypeVar("C", bound=Connector)
+ISSUER = db.Sql("SELECT id, type, config, config_version, enabled FROM issuer WHERE id = $1")
+NOTIFIER = db.Sql("SELECT id, type, config, config_version, enabled FROM notifier WHERE id = $1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    version: int
+    connector: Connector
+
+
+class Instances:
+    """The instances of this process, by row and version of its options."""
+
+    def __init__(self, ctx: Context, loop: ConnectorLoop) -> None:
+        self._ctx = ctx
+        self.loop = loop
+        self._kept: dict[tuple[str, str], _Kept] = {}
+
+    async def issuer(self, issuer_id: str) -> Issuer:
+        """Return the issuer of a row.
+
+        Raises:
+            MisconfiguredError: it is gone, disabled, incomplete, or its connector is not installed.
+        """
+        return await self._of("issuer", ISSUER, issuer_id, self._ctx.plugins.issuers, private=True)
+
+    async def notifier(self, notifier_id: str) -> Notifier:
+        """Return the notifier of a row; raise MisconfiguredError as ``issuer`` does."""
+        return await self._of("notifier", NOTIFIER, notifier_id, self._ctx.plugins.notifiers, private=False)
+
+    async def _of(self, table: str, sql: db.Sql, row_id: str, kinds: Mapping[str, type[C]], *, private: bool) -> C:
+        rows = await db.fetch(sql, row_id)
+        if not rows:
+            raise MisconfiguredError(f"{table} {row_id} is gone")
+        row = rows[0]
+        if not row["enabled"]:
+            raise MisconfiguredError(f"{table} {row_id} is disabled")
+        kept = self._kept.get((table, row_id))
+        if kept is None or kept.version != row["config_version"]:
+            fresh = self._make(table, row, self._ctx.plugins.pick(kinds, row["type"]), private=private)
+            self._kept[table, row_id] = _Kept(row["config_version"], fresh)
+            if kept:
+                await self._close(kept.connector)
+            return fresh
+        return kept.connector  # type: ignore[return-value]  # of the class that its kind names
+
+    def _make(self, table: str, row: db.Row, cls: type[C], *, private: bool) -> C:
+        raw = unseal(json.loads(row["config"]), self._ctx.cipher, place(table, row["id"], "config"))
+        reading = read(cls.Config, {**self._of_environment(row), **raw})
+        if reading.config is None:
+            faults = "; ".join(f"{path}: {message}" for path, message in reading.faults)
+            raise MisconfiguredError(f"{table} {row['id']} is incomplete: {faults}")
+        return cls(reading.config, self._host(f"{table}:{row['id']}", private=private))
+
+    def _of_environment(self, row: db.Row) -> dict[str, Any]:
+        """What the environment says about the reserved rows."""
+        settings = self._ctx.settings
+        if row["id"] == "iss-local" and settings.ca_cert_path and settings.ca_key_path:
+            return {"ca_cert_path": str(settings.ca_cert_path), "ca_key_path": str(settings.ca_key_path)}
+        return {}
+
+    def _host(self, name: str, *, private: bool) -> ServerHost:
+        guard = Guard(private_allowed=private, allow=parse_allow(",".join(self._ctx.settings.egress_allow)))
+        return ServerHost(Memory(name, self._ctx.cipher, self.loop), guard, self._ctx.clock)
+
+    async def _close(self, connector: Connector) -> None:
+        try:
+            async with asyncio.timeout(5):
+                await self.loop.call(connector.aclose)
+        except Exception as exc:  # a connector that cannot even close concerns nobody else
+            log.warning("connector did not close", extra={"kind": connector.kind}, exc_info=exc)
+
+    async def aclose(self) -> None:
+        """Close every instance."""
+        kept, self._kept = self._kept, {}
+        for each in kept.values():
+            await self._close(each.connector)

@@ -1,0 +1,96 @@
+"""The one event loop that all connectors of a process share, in a thread of its own.
+
+A connector that blocks stops other connectors and nothing else: neither HTTP nor a lease beat runs here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+LATE = 1.0
+"""Seconds without a turn after which the loop counts as blocked."""
+
+
+class ConnectorLoop:
+    """Runs connector calls for the main loop; ``start`` and ``stop`` once."""
+
+    def __init__(self) -> None:
+        self.main = asyncio.get_running_loop()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="connectors", daemon=True)
+        self._turned = time.monotonic()
+        self._watch: asyncio.Task[None] | None = None
+        self.blocked: str | None = None
+        """Who blocks the loop right now, as a line of code; None while it turns."""
+
+    def start(self) -> None:
+        """Begin to run calls."""
+        self._thread.start()
+        self._loop.call_soon_threadsafe(self._turn)
+        self._watch = asyncio.create_task(self._watching(), name="connector watchdog")
+
+    async def stop(self) -> None:
+        """Cancel what still runs; a call that blocks is left behind with its daemon thread."""
+        if self._watch:
+            self._watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watch
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await self.call(self._cancel_all)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what ``work`` comes to over there; cancelling the caller cancels it."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), self._loop))
+
+    async def back(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what ``work`` comes to on the main loop, where the database is; called from over there."""
+
+        async def there() -> T:
+            return await work()
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), self.main))
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.close()
+
+    def _turn(self) -> None:
+        self._turned = time.monotonic()
+        self._loop.call_later(LATE / 4, self._turn)
+
+    async def _cancel_all(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _watching(self) -> None:
+        while True:
+            await asyncio.sleep(LATE / 2)
+            late = time.monotonic() - self._turned
+            if late < LATE:
+                self.blocked = None
+            elif self.blocked is None:
+                self.blocked = self._whereabouts()
+                log.warning("a connector blocks all others", extra={"at": self.blocked, "seconds": round(late, 1)})
+
+    def _whereabouts(self) -> str:
+        frame = sys._current_frames().get(self._thread.ident or 0)  # noqa: SLF001  # the only way to name who blocks
+        stack = traceback.extract_stack(frame) if frame else []
+        ours = [each for each in stack if "/asyncio/" not in each.filename and "threading.py" not in each.filename]
+        connector = [each for each in ours if "certctl_server" not in each.filename]
+        where = (connector or ours or stack)[-1:] if stack else []
+        return "".join(f"{each.filename}:{each.lineno} in {each.name}" for each in where) or "?"

@@ -1,0 +1,15 @@
+"""One database, two dialects: SQLite for one process, PostgreSQL for many. Everything else is the same code."""
+
+from certctl_server.db.engines import UNREACHABLE as UNREACHABLE
+from certctl_server.db.session import Row as Row
+from certctl_server.db.session import after_commit as after_commit
+from certctl_server.db.session import close as close
+from certctl_server.db.session import connect as connect
+from certctl_server.db.session import dialect as dialect
+from certctl_server.db.session import fetch as fetch
+from certctl_server.db.session import moment as moment
+from certctl_server.db.session import now as now
+from certctl_server.db.session import transaction as transaction
+from certctl_server.db.sql import Sql as Sql
+from certctl_server.db.sql import insert_rows as insert_rows
+from certctl_server.db.sql import update_rows as update_rows

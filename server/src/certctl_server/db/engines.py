@@ -1,0 +1,246 @@
+"""Piccolo's engines, mended: connections that are kept, transactions that always give theirs back.
+
+Piccolo opens a SQLite connection for every query and lets a transaction begin as a reader, so that a second
+writer fails at once; its PostgreSQL transaction keeps the connection when COMMIT fails. Both are replaced here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import aiosqlite
+import asyncpg
+from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
+from piccolo.engine.sqlite import SQLiteEngine, SQLiteTransaction, TransactionType, dict_factory
+
+READERS = 3
+# FULL: a committed intent to sign must survive a power cut, not only a crash.
+PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=1", "busy_timeout=5000", "cache_size=-16000")
+
+
+async def _whole(work: Awaitable[object]) -> None:
+    """Await ``work`` to its end even if the caller is cancelled meanwhile, then let the cancellation go on."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+def _dicts(rows: Iterable[Any]) -> list[dict[str, Any]]:
+    """The rows as they are: the row factory has made dicts of them, which aiosqlite's types do not know."""
+    return list(rows)
+
+
+class LiteTransaction(SQLiteTransaction):
+    """Holds the one writing connection from BEGIN IMMEDIATE to its end, whatever that is."""
+
+    engine: LiteEngine
+    connection: aiosqlite.Connection
+
+    async def __aenter__(self) -> Self:
+        if self._parent is not None:
+            return self._parent  # type: ignore[return-value]
+        self._lent = self.engine.writer()
+        self.connection = await self._lent.__aenter__()
+        try:
+            await self.begin()  # type: ignore[no-untyped-call]
+        except BaseException as exc:
+            await self._lent.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
+        self.context = self.engine.current_transaction.set(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if self._parent is not None:
+            return exception is None
+        self.engine.current_transaction.reset(self.context)
+        try:
+            if exception is None and not self._committed and not self._rolled_back:
+                await _whole(self.commit())  # type: ignore[no-untyped-call]
+            elif exception is not None and not self._rolled_back:
+                await _whole(self.rollback())  # type: ignore[no-untyped-call]
+        finally:
+            await _whole(self._lent.__aexit__(None, None, None))
+        return False
+
+
+class LiteEngine(SQLiteEngine):
+    """One writer in front of a fair queue, and a few readers, for as long as the process lives."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path=path)
+        self._writer: aiosqlite.Connection | None = None
+        self._turn = asyncio.Lock()
+        self._readers: asyncio.LifoQueue[aiosqlite.Connection] = asyncio.LifoQueue()
+        self._all: list[aiosqlite.Connection] = []
+
+    async def start(self) -> None:
+        """Open the file, making it if it is not there."""
+        self._writer = await self._open()
+        for _ in range(READERS):
+            reader = await self._open()
+            await reader.execute("PRAGMA query_only=1")
+            self._readers.put_nowait(reader)
+
+    async def stop(self) -> None:
+        """Close every connection; the last one folds the write-ahead log into the file."""
+        for connection in reversed(self._all):
+            await connection.close()
+        self._all.clear()
+        self._writer = None
+
+    async def _open(self) -> aiosqlite.Connection:
+        connection = await aiosqlite.connect(**self.connection_kwargs)
+        self._all.append(connection)
+        connection.row_factory = dict_factory  # type: ignore[assignment]
+        for pragma in PRAGMAS:
+            await connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    @contextlib.asynccontextmanager
+    async def writer(self) -> AsyncIterator[aiosqlite.Connection]:
+        """Lend the connection that writes, to one borrower at a time, in the order they asked."""
+        if self._writer is None:
+            raise RuntimeError("the database is closed")
+        async with self._turn:
+            try:
+                yield self._writer
+            finally:
+                if self._writer.in_transaction:
+                    await self._writer.rollback()
+
+    async def run(self, text: str, args: Sequence[Any]) -> list[dict[str, Any]]:
+        """Run one statement, inside the transaction of the calling task if it has one."""
+        if current := self.current_transaction.get():
+            return _dicts(await current.connection.execute_fetchall(text, args))
+        if text.lstrip()[:6].upper() == "SELECT":
+            reader = await self._readers.get()
+            try:
+                return _dicts(await reader.execute_fetchall(text, args))
+            finally:
+                self._readers.put_nowait(reader)
+        async with self.writer() as connection:
+            rows = _dicts(await connection.execute_fetchall(text, args))
+            await connection.commit()
+            return rows
+
+    async def _run_in_new_connection(
+        self, query: str, args: list[Any] | None = None, query_type: str = "generic", table: Any = None
+    ) -> list[dict[str, Any]]:
+        return await self.run(query, args or [])
+
+    async def _run_in_existing_connection(
+        self, connection: Any, query: str, args: list[Any] | None = None, query_type: str = "generic", table: Any = None
+    ) -> list[dict[str, Any]]:
+        return _dicts(await connection.execute_fetchall(query, args or []))
+
+    def transaction(
+        self,
+        transaction_type: TransactionType = TransactionType.immediate,
+        allow_nested: bool = True,  # noqa: FBT001, FBT002  # as Piccolo has it
+    ) -> LiteTransaction:
+        """Begin as a writer: a transaction that starts as a reader cannot become one when another has written."""
+        return LiteTransaction(engine=self, transaction_type=transaction_type, allow_nested=allow_nested)
+
+
+class PgTransaction(PostgresTransaction):
+    """Gives its connection back and clears the context, also when COMMIT fails or the task is cancelled."""
+
+    engine: PgEngine
+
+    async def __aenter__(self) -> Self:
+        if self._parent is not None:
+            return self._parent  # type: ignore[return-value]
+        self.connection = await self.get_connection()  # type: ignore[no-untyped-call]
+        self.transaction = self.connection.transaction()
+        try:
+            await self.begin()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await _whole(self.engine.give_back(self.connection))
+            raise
+        self.context = self.engine.current_transaction.set(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if self._parent is not None:
+            return exception is None
+        self.engine.current_transaction.reset(self.context)
+        try:
+            if exception is None and not self._committed and not self._rolled_back:
+                await _whole(self.commit())  # type: ignore[no-untyped-call]
+            elif exception is not None and not self._rolled_back:
+                await _whole(self.rollback())  # type: ignore[no-untyped-call]
+        finally:
+            await _whole(self.engine.give_back(self.connection))
+        return False
+
+
+async def _as_it_is(_: Any) -> None:
+    """Spare the round trip that resets a returned connection: we set no state outside transactions."""
+
+
+class PgEngine(PostgresEngine):
+    """A pool of connections that all speak UTC."""
+
+    def __init__(self, url: str, connections: int) -> None:
+        self._connections = connections
+        super().__init__(config={"dsn": url})
+
+    def get_version_sync(self) -> float:
+        """Spare Piccolo's own connection at construction; ``start`` says what is wrong, if anything is."""
+        return 15.0
+
+    async def prep_database(self) -> None:
+        """Nothing: we use no extensions."""
+
+    async def start(self) -> None:
+        """Open the pool."""
+        await self.start_connection_pool(
+            min_size=1,
+            max_size=self._connections,
+            reset=_as_it_is,
+            server_settings={"timezone": "UTC", "application_name": "certctl"},
+        )
+
+    async def stop(self) -> None:
+        """Close the pool, waiting for those who still use it."""
+        if self.pool:
+            await self.close_connection_pool()
+
+    async def give_back(self, connection: Any) -> None:
+        """Return a borrowed connection."""
+        if self.pool:
+            await self.pool.release(connection)
+        else:
+            await connection.close()
+
+    async def run(self, text: str, args: Sequence[Any]) -> list[dict[str, Any]]:
+        """Run one statement, inside the transaction of the calling task if it has one."""
+        if current := self.current_transaction.get():
+            return [dict(row) for row in await current.connection.fetch(text, *args)]
+        if self.pool is None:
+            raise RuntimeError("the database is closed")
+        async with self.pool.acquire() as connection:
+            return [dict(row) for row in await connection.fetch(text, *args)]
+
+    def transaction(self, allow_nested: bool = True) -> PgTransaction:  # noqa: FBT001, FBT002  # as Piccolo has it
+        """Begin at PostgreSQL's default isolation, read committed."""
+        return PgTransaction(engine=self, allow_nested=allow_nested)
+
+
+UNREACHABLE = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, asyncpg.InterfaceError)
+"""What a database that is not there makes a statement raise."""

@@ -1,0 +1,9 @@
+"""Schema steps, oldest first, each applied once. Never change one that was released: add the next.
+
+A step is a module with ``statements(dialect)``. Types are spelt as Piccolo's SQLite converters know them,
+which PostgreSQL reads as well.
+"""
+
+from certctl_server.db.migrations import m0001_first
+
+STEPS = (m0001_first,)

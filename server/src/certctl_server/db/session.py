@@ -1,0 +1,113 @@
+"""The process's one database: opened once, found by every table and statement, left at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+from piccolo.table import Table
+
+from certctl_server.db.engines import LiteEngine, PgEngine
+from certctl_server.db.sql import Dialect, Sql
+
+log = logging.getLogger(__name__)
+Row: TypeAlias = dict[str, Any]
+_engine: LiteEngine | PgEngine | None = None
+_on_commit: ContextVar[list[Callable[[], object]] | None] = ContextVar("_on_commit", default=None)
+
+
+async def connect(url: str, tables: Iterable[type[Table]], *, connections: int = 25) -> None:
+    """Open the database at ``url`` and bind ``tables`` to it.
+
+    ``url`` is ``sqlite:///path`` or ``postgres://...``.
+
+    Raises:
+        ValueError: another scheme.
+    """
+    global _engine  # noqa: PLW0603  # Piccolo's tables are bound per process as well
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        _engine = LiteEngine(
+            path=str(Path(unquote(parts.path)[1:] if parts.path.startswith("//") else unquote(parts.path)))
+        )
+    elif parts.scheme in {"postgres", "postgresql"}:
+        _engine = PgEngine(url, connections)
+    else:
+        raise ValueError(f"a database is sqlite:///path or postgres://..., not {parts.scheme}://")
+    await _engine.start()
+    for table in tables:
+        table._meta.db = _engine
+
+
+async def close() -> None:
+    """Let go of the database; nothing if it was never opened."""
+    global _engine  # noqa: PLW0603
+    if _engine is not None:
+        await _engine.stop()
+        _engine = None
+
+
+def engine() -> LiteEngine | PgEngine:
+    """Return the open engine; raise RuntimeError if there is none."""
+    if _engine is None:
+        raise RuntimeError("the database is closed")
+    return _engine
+
+
+def dialect() -> Dialect:
+    """Return which dialect the open database speaks."""
+    return "sqlite" if isinstance(engine(), LiteEngine) else "postgres"
+
+
+def now() -> datetime:
+    """Return this process's time, aware UTC; leases go by the database's own."""
+    return datetime.now(UTC)
+
+
+async def fetch(sql: Sql, *args: Any) -> list[Row]:
+    """Run ``sql`` and return its rows, inside the calling task's transaction if there is one."""
+    current = engine()
+    return await current.run(sql.text("sqlite" if isinstance(current, LiteEngine) else "postgres"), args)
+
+
+@contextlib.asynccontextmanager
+async def transaction() -> AsyncIterator[None]:
+    """All or nothing. Inside another one it is part of that one; start no tasks inside.
+
+    What ``after_commit`` was given meanwhile runs once the outermost one is committed.
+    """
+    if _on_commit.get() is not None:
+        yield
+        return
+    waiting: list[Callable[[], object]] = []
+    token = _on_commit.set(waiting)
+    try:
+        async with engine().transaction():
+            yield
+    finally:
+        _on_commit.reset(token)
+    for call in waiting:
+        call()
+
+
+def after_commit(call: Callable[[], object]) -> None:
+    """Run ``call`` when the present transaction is committed, at once if there is none; never if it fails."""
+    waiting = _on_commit.get()
+    if waiting is None:
+        call()
+    else:
+        waiting.append(call)
+
+
+async def moment(sql: Sql, *args: Any) -> datetime | None:
+    """Return the time in the first column of the only row that ``sql`` gives, None if it is NULL."""
+    [row] = await fetch(sql, *args)
+    value = next(iter(row.values()))
+    # SQLite knows the type of columns, not of expressions over them.
+    return datetime.fromisoformat(value) if isinstance(value, str) else value

@@ -1,0 +1,1 @@
+"""Certificates that nobody told us about."""

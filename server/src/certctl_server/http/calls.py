@@ -1,0 +1,85 @@
+"""One audit row per API call, written a moment after the answer and many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import re
+import sqlite3
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+from certctl_server.audit.record import Event, record
+from certctl_server.db.engines import UNREACHABLE
+
+log = logging.getLogger(__name__)
+EVERY_SECONDS = 0.5
+FULL = 500
+MOST_WAITING = 20_000
+#: CRL and OCSP, old and standard, and liveness: read by machines all day long, and open.
+UNRECORDED = re.compile(r"/(health|ready)\Z|/api/v1/(health\Z|crl(/|\Z)|ocsp/)|/\.well-known/pki/")
+POLLS = re.compile(r"/api/v1/agents/([^/]+)/(heartbeat|work)\Z")
+
+
+class CallLog:
+    """Collects what was called; ``running`` writes it down until the server stops."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Event] = []
+        self._polled: dict[tuple[str, str, str], None] = {}
+        self._ring = asyncio.Event()
+
+    def add(self, event: Event, *, idle: bool = False) -> None:
+        """Take a call. Of ``idle`` polls the first in an hour is kept."""
+        if idle and self._is_repeated(event):
+            return
+        if len(self._waiting) >= MOST_WAITING:
+            log.error("call not recorded: the database does not take audit rows", extra={"path": event.resource_id})
+            return
+        self._waiting.append(event)
+        if len(self._waiting) >= FULL:
+            self._ring.set()
+
+    def _is_repeated(self, event: Event) -> bool:
+        hour = datetime.now(UTC).isoformat()[:13]
+        key = (event.actor.name, event.resource_id, hour)
+        if key in self._polled:
+            return True
+        if self._polled and next(iter(self._polled))[2] != hour:
+            self._polled.clear()
+        self._polled[key] = None
+        return False
+
+    async def flush(self) -> None:
+        """Write what waits; what the database did not take waits on."""
+        waiting, self._waiting = self._waiting, []
+        for start in range(0, len(waiting), FULL):
+            try:
+                await record(waiting[start : start + FULL])
+            except (*UNREACHABLE, sqlite3.OperationalError) as exc:
+                log.warning("audit rows wait: the database cannot be reached", extra={"rows": len(waiting) - start})
+                log.debug("what it said", exc_info=exc)
+                self._waiting = waiting[start:] + self._waiting
+                return
+
+    @contextlib.asynccontextmanager
+    async def running(self, _: object = None) -> AsyncIterator[None]:
+        """Write every half second; at the end, what is left."""
+        task = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            await self.flush()
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ring.wait(), EVERY_SECONDS)
+            self._ring.clear()
+            # Shielded: half a write that is cancelled would be written again at the end.
+            await asyncio.shield(self.flush())

@@ -1,0 +1,1 @@
+"""The CAs that sign."""

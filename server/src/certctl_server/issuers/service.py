@@ -1,0 +1,133 @@
+"""What is particular to issuers: their lanes, their certificates, their files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from certctl_core.config import ConnectorConfig
+
+from certctl_server import db
+from certctl_server.body import Name
+from certctl_server.certificates.status import settle
+from certctl_server.connectors.service import Change, Family, Given
+from certctl_server.errors import conflict
+from certctl_server.issuers.tables import Issuer
+from certctl_server.jobs.create import lane_of_issuer
+
+CONCURRENCY = 25
+CHUNK = 2000
+LIMIT = db.Sql(
+    "INSERT INTO lane (name, concurrency) VALUES ($1, $2)"
+    " ON CONFLICT (name) DO UPDATE SET concurrency = excluded.concurrency"
+)
+DROP_LANE = db.Sql("DELETE FROM lane WHERE name = $1")
+FORGET = db.Sql("DELETE FROM connector_memory WHERE connector_id = $1")
+OF_ISSUER = db.Sql("SELECT id FROM certificate WHERE issuer_id = $1 AND id > $2 ORDER BY id LIMIT $3")
+USED = db.Sql("SELECT 1 AS used FROM certificate WHERE issuer_id = $1 LIMIT 1")
+STATUS = """CASE WHEN item.status = 'ready' AND EXISTS (SELECT 1 FROM lane
+    WHERE lane.name = 'issuer:' || item.id AND lane.circuit_until > {now}) THEN 'failing' ELSE item.status END"""
+
+
+class Rate(msgspec.Struct):
+    """No more than ``count`` orders in any ``per_seconds``."""
+
+    count: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    per_seconds: Annotated[int, msgspec.Meta(ge=1, le=366 * 86400)]
+    scope: Literal["account", "domain", "names"]
+
+
+class Limits(msgspec.Struct):
+    """What the CA takes."""
+
+    max_concurrent: Annotated[int, msgspec.Meta(ge=1, le=1000)] = CONCURRENCY
+    rates: Annotated[list[Rate], msgspec.Meta(max_length=32)] = msgspec.field(default_factory=list)
+
+
+class IssuerBody(msgspec.Struct):
+    """What clients may set."""
+
+    name: Name
+    type: Annotated[str, msgspec.Meta(max_length=64)]
+    config: dict[str, Any] = msgspec.field(default_factory=dict)
+    enabled: bool = True
+    limits: Limits | None = None
+
+
+def _unsafe(given: Given) -> Mapping[str, str]:
+    """What the server reads for anyone lies in its own directory: an option must not lead to other files."""
+    home = given.ctx.settings.data_dir.resolve()
+    found = {key: given.raw.get(key) for key in _path_keys(given.model)}
+    return {
+        key: "must name a file in the server's data directory"
+        for key, value in found.items()
+        if isinstance(value, str) and value and not _lies_in(home, value)
+    }
+
+
+def _lies_in(home: Path, value: str) -> bool:
+    try:
+        return (home / value).resolve().is_relative_to(home)
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _path_keys(model: type[ConnectorConfig] | None) -> Iterator[str]:
+    for name, field in model.model_fields.items() if model else ():
+        if Path in (field.annotation, *get_args(field.annotation)):
+            yield name
+
+
+async def _written(change: Change) -> None:
+    if change.changed("type") and await db.fetch(USED, change.id):
+        raise conflict("The type of an issuer in use stays as it is")
+    limits = json.loads(change.after["limits"]) if change.after["limits"] else {}
+    if change.before is None or change.changed("limits"):
+        await db.fetch(LIMIT, lane_of_issuer(change.id), limits.get("max_concurrent", CONCURRENCY))
+    if change.changed("enabled"):
+        await _settle_all(change)
+
+
+async def _settle_all(change: Change) -> None:
+    last = ""
+    while rows := await db.fetch(OF_ISSUER, change.id, last, CHUNK):
+        last = rows[-1]["id"]
+        await settle([row["id"] for row in rows], actor=change.actor)
+
+
+async def _removing(change: Change) -> None:
+    for column in Issuer._meta.foreign_key_references:
+        user = column._meta.table
+        if await user.exists().where(column == change.id):
+            raise conflict(f"Issuer is in use: {user._meta.tablename} refers to it")
+    # With it goes the key of a CA of ours: nothing it signed is left.
+    await db.fetch(FORGET, f"issuer:{change.id}")
+    await db.fetch(DROP_LANE, lane_of_issuer(change.id))
+
+
+ISSUERS = Family(
+    path="/api/v1/issuers",
+    table=Issuer,
+    kind="Issuer",
+    prefix="iss",
+    body=IssuerBody,
+    types=(
+        *("ACME", "GenericCA", "StepCA", "OpenSSL", "VaultPKI", "DigiCert", "Sectigo"),
+        *("GoogleCAS", "AWSACMPCA", "Entrust", "GlobalSign", "EJBCA"),
+    ),
+    aliases={"local": "GenericCA", "local_ca": "GenericCA", "step-ca": "StepCA"},
+    classes=lambda plugins: plugins.issuers,
+    states=("ready", "incomplete", "failing", "disabled"),
+    status=STATUS,
+    more=("last_tested_at", "limits"),
+    json=frozenset({"limits"}),
+    optional=frozenset({"last_tested_at", "limits"}),
+    # The server's own certificate comes from it.
+    reserved=frozenset({"iss-local"}),
+    unsafe=_unsafe,
+    written=_written,
+    removing=_removing,
+)

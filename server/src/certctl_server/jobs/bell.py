@@ -1,0 +1,75 @@
+"""Doorbells: they say where to look, never what to do, and losing one costs seconds.
+
+A lane's bell wakes whoever claims its jobs; an agent's bell answers its waiting poll. Rung inside a
+transaction, they sound after it is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+
+from certctl_server import db
+
+_ring: Callable[[str], object] | None = None
+_poke: Callable[..., object] | None = None
+_waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+_draining = False
+
+
+def connect(ring: Callable[[str], object] | None, poke: Callable[..., object] | None) -> None:
+    """Send lanes' bells to ``ring`` and wake loops through ``poke`` from now on; None: nobody listens."""
+    global _ring, _poke  # one worker pool per process, as there is one database
+    _ring, _poke = ring, poke
+
+
+def ring(lane: str) -> None:
+    """Say that ``lane`` has a due job, once that is committed."""
+    db.after_commit(lambda: _ring and _ring(lane))
+
+
+def poke(*loops: str) -> None:
+    """Let loops look again, once that is committed: what they wait for may come sooner than they think."""
+    db.after_commit(lambda: _poke and _poke(*loops))
+
+
+def ring_agent(agent_id: str) -> None:
+    """Say that there is work for an agent, once that is committed."""
+
+    def sound() -> None:
+        for event in _waiting.get(agent_id, ()):
+            event.set()
+
+    db.after_commit(sound)
+
+
+class Waiter:
+    """A poll that waits for its agent's bell; use as a context manager around looking and waiting."""
+
+    def __init__(self, agent_id: str) -> None:
+        self._agent_id = agent_id
+        self._event = asyncio.Event()
+
+    def __enter__(self) -> asyncio.Event:
+        _waiting[self._agent_id].add(self._event)
+        return self._event
+
+    def __exit__(self, *_: object) -> None:
+        _waiting[self._agent_id].discard(self._event)
+        if not _waiting[self._agent_id]:
+            del _waiting[self._agent_id]
+
+
+def answer_all() -> None:
+    """Let every waiting poll answer now: the process is about to stop."""
+    global _draining  # noqa: PLW0603
+    _draining = True
+    for events in list(_waiting.values()):
+        for event in events:
+            event.set()
+
+
+def draining() -> bool:
+    """Whether the process is about to stop, so that nobody should wait."""
+    return _draining

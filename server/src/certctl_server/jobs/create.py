@@ -1,0 +1,100 @@
+"""Make jobs: one statement for any number, none where an open one has the same place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from certctl_core.job import JobState, JobType
+
+from certctl_server import db
+from certctl_server.audit.record import Actor, Event, record
+from certctl_server.ids import new_id
+from certctl_server.jobs.state import NORMAL, ORDERS
+
+COLUMNS = {
+    "id": "text", "type": "text", "certificate_id": "text", "target_id": "text", "agent_id": "text",
+    "issuer_id": "text", "version_id": "text", "lane": "text", "status": "text", "place": "text",
+    "priority": "bigint", "due_at": "timestamptz", "offer_at": "timestamptz", "max_attempts": "bigint",
+    "requested_by": "text", "request": "text", "traceparent": "text", "scheduled_at": "timestamptz",
+    "created_at": "timestamptz",
+}  # fmt: skip
+INSERT = db.insert_rows("job", COLUMNS, "ON CONFLICT (place) DO NOTHING RETURNING id")
+LANES = db.insert_rows("lane", {"name": "text"}, "ON CONFLICT DO NOTHING")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to be. Work of agents (Deployment) has no lane; all other work waits in one."""
+
+    type: JobType
+    place: str
+    """Taken while the job is open: a second job for the same place is not made."""
+    status: JobState = JobState.PENDING
+    certificate_id: str | None = None
+    target_id: str | None = None
+    agent_id: str | None = None
+    issuer_id: str | None = None
+    version_id: str | None = None
+    lane: str = ""
+    priority: int = NORMAL
+    due: bool = False
+    """A worker may claim it at once."""
+    offered: bool = False
+    """Its agent may have it at once."""
+    max_attempts: int = 3
+    request: Mapping[str, Any] = field(default_factory=dict)
+    traceparent: str = ""
+    id: str = field(default_factory=lambda: new_id("job"))
+
+
+async def create(jobs: Sequence[NewJob], actor: Actor) -> list[NewJob]:
+    """Store ``jobs`` with their audit rows; return those whose place was free."""
+    if not jobs:
+        return []
+    now = datetime.now(UTC).isoformat(sep=" ", timespec="microseconds")
+    rows = [{**{name: getattr(job, name, None) for name in COLUMNS}, **_derived(job, actor, now)} for job in jobs]
+    async with db.transaction():
+        if lanes := sorted({job.lane for job in jobs if job.lane}):
+            await db.fetch(LANES, json.dumps([{"name": lane} for lane in lanes]))
+        made = {row["id"] for row in await db.fetch(INSERT, json.dumps(rows))}
+        new = [job for job in jobs if job.id in made]
+        await record(_event(job, actor) for job in new)
+    return new
+
+
+def _derived(job: NewJob, actor: Actor, now: str) -> dict[str, Any]:
+    return {
+        "due_at": now if job.due else None,
+        "offer_at": now if job.offered else None,
+        "requested_by": actor.name,
+        "request": json.dumps(job.request),
+        "scheduled_at": now,
+        "created_at": now,
+    }
+
+
+def _event(job: NewJob, actor: Actor) -> Event:
+    action = {JobType.DEPLOYMENT: "deployment_jobs_created"} | dict.fromkeys(ORDERS, "renewal_job_created")
+    told = {"type": job.type, "certificate_id": job.certificate_id or ""}
+    if job.target_id:
+        told["target_id"] = job.target_id
+    return Event(actor, action.get(job.type, "job_created"), "job", job.id, told)
+
+
+def lane_of_issuer(issuer_id: str) -> str:
+    """Return the lane in which the orders of an issuer wait."""
+    return f"issuer:{issuer_id}"
+
+
+def order_place(certificate_id: str, agent_id: str | None) -> str:
+    """One open Issuance or Renewal per certificate and agent."""
+    return f"order|{certificate_id}|{agent_id or ''}"
+
+
+def deployment_place(version_id: str, target_id: str) -> str:
+    """One open Deployment per version and target."""
+    return f"deploy|{version_id}|{target_id}"

@@ -1,0 +1,206 @@
+"""Step 6 of the main flow (docs/main-flow.md): the one path on which anything is signed.
+
+The intent is committed, the issuer signs, what it returned is checked against the order, the version is stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from certctl_core.csr import CheckedCsr, CsrError, match_names, read_csr
+from certctl_core.errors import RejectedError
+from certctl_core.issued import Issued, IssuedError, check_issued
+from certctl_core.issuer import (
+    Finder,
+    FindRequest,
+    IssuedCertificate,
+    Issuer,
+    IssueRequest,
+    PendingOrder,
+    Poller,
+    PollRequest,
+)
+from certctl_core.job import JobState, JobType
+from certctl_core.names import San, normalise_sans
+from certctl_core.profile import DEFAULT, Profile, check_certificate, check_csr
+from certctl_core.run import Run
+
+from certctl_server import db
+from certctl_server.certificates.versions import store
+from certctl_server.connectors.instances import Instances
+from certctl_server.jobs import intents
+from certctl_server.jobs.state import Claimed, end
+from certctl_server.rules.profiles import of_row
+
+ORDERS = frozenset({JobType.ISSUANCE, JobType.RENEWAL})
+SUBJECT_LENGTH = 64
+PENDING = "$pending"
+"""Where a pending order's reference is kept in the job's saved state, beside what the connector saved."""
+ORDER = db.Sql(
+    """
+    SELECT c.common_name, c.sans, c.archived_at, c.revoked_at, v.pem_chain AS previous, f.id AS profile_id,
+        f.name, f.allowed_key_algorithms, f.max_ttl_seconds, f.allowed_ekus, f.required_san_patterns,
+        f.spiffe_uri_pattern,
+        f.allow_short_lived, f.no_rev_avail, f.include_common_name, f.requires_approval
+    FROM certificate c LEFT JOIN certificate_profile f ON f.id = c.certificate_profile_id
+        LEFT JOIN certificate_version v ON v.id = c.version_id
+    WHERE c.id = $1
+    """
+)
+KEY_IN_USE = db.Sql(
+    """
+    SELECT 'a key that was compromised' AS why FROM blocked_key WHERE public_key_sha256 = $1
+    UNION ALL SELECT 'the key of another certificate' FROM certificate_version
+    WHERE public_key_sha256 = $1 AND certificate_id <> $2
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One claimed order, with what running it takes."""
+
+    job: Claimed
+    run: Run
+    instances: Instances
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """What the order says the certificate must be."""
+
+    common_name: str
+    sans: tuple[San, ...]
+    profile: Profile
+    previous_pem: str | None
+
+    @property
+    def subject(self) -> str:
+        """The common name for the subject, empty where it is to be left out (RFC 5280 ub-common-name)."""
+        wanted = self.profile.include_common_name and len(self.common_name) <= SUBJECT_LENGTH
+        return self.common_name if wanted else ""
+
+
+async def ordered(certificate_id: str) -> Ordered:
+    """Return what a certificate is to be, as its row and profile say now.
+
+    Raises:
+        RejectedError: it was archived meanwhile.
+    """
+    [row] = await db.fetch(ORDER, certificate_id)
+    if row["archived_at"] is not None:
+        raise RejectedError("the certificate was archived")
+    names = normalise_sans(
+        [row["common_name"], *json.loads(row["sans"])] if row["common_name"] else json.loads(row["sans"])
+    )
+    profile = of_row(row) if row["profile_id"] else DEFAULT
+    return Ordered(row["common_name"], names, profile, row["previous"])
+
+
+async def accept(csr_pem: str, certificate_id: str, order: Ordered) -> CheckedCsr:
+    """Return the CSR if it fits the order (spec/api.md 9.4): names, proof of possession, key, profile.
+
+    Raises:
+        CsrError: it does not, with every reason.
+    """
+    csr = read_csr(csr_pem)
+    match_names(csr, order.common_name, order.sans)
+    faults = check_csr(order.profile, csr)
+    faults += [
+        f"the CSR carries {row['why']}" for row in await db.fetch(KEY_IN_USE, csr.public_key_sha256, certificate_id)
+    ]
+    if faults:
+        raise CsrError("; ".join(faults))
+    return csr
+
+
+async def issue(attempt: Attempt) -> None:
+    """Do one Issuance or Renewal whose CSR is stored, from wherever an earlier attempt left it.
+
+    Raises:
+        ConnectorError: the attempt failed.
+        LeaseLost: another worker has the job.
+    """
+    job = attempt.job
+    order = await ordered(job.certificate_id)
+    try:
+        csr = await accept(job.csr_pem, job.certificate_id, order)
+    except CsrError as exc:
+        raise RejectedError(f"the CSR was refused: {exc}") from exc
+    issuer = await attempt.instances.issuer(job.issuer_id)
+    outcome = await _outcome(attempt, csr, order, issuer)
+    if isinstance(outcome, PendingOrder):
+        await _wait(job, attempt.run.state, outcome)
+        return
+    await store(job, csr, _checked(outcome, csr, order), outcome.reference)
+
+
+async def _outcome(
+    attempt: Attempt, csr: CheckedCsr, order: Ordered, issuer: Issuer
+) -> IssuedCertificate | PendingOrder:
+    job, run, loop = attempt.job, attempt.run, attempt.instances.loop
+    reference = job.run_state.get(PENDING)
+    if reference is not None and isinstance(issuer, Poller):
+        poller = issuer
+        return await loop.call(lambda: poller.poll(PollRequest(reference=str(reference)), run))
+    left = await intents.last(job)
+    if left is not None and left["status"] == "open":
+        found = await _settle(attempt, csr, left, issuer)
+        if found is not None:
+            return found
+    else:
+        await intents.begin(job, csr, f"the last attempt {left['status']}" if left else "")
+    request = IssueRequest(
+        csr_pem=csr.pem,
+        sans=order.sans,
+        common_name=order.subject,
+        lifetime=order.profile.max_ttl,
+        profile=order.profile.name or None,
+        ekus=order.profile.allowed_ekus,
+        no_rev_avail=order.profile.no_rev_avail,
+        previous_cert_pem=order.previous_pem,
+    )
+    return await loop.call(lambda: issuer.issue(request, run))
+
+
+async def _settle(
+    attempt: Attempt, csr: CheckedCsr, left: db.Row, issuer: Issuer
+) -> IssuedCertificate | PendingOrder | None:
+    """Find out what became of an order that was interrupted; None: it is to be placed, or resumed, now."""
+    job, run = attempt.job, attempt.run
+    if isinstance(issuer, Finder):
+        finder, asked = (
+            issuer,
+            FindRequest(csr_pem=csr.pem, since=left["created_at"], reference=left["reference"] or None),
+        )
+        return await attempt.instances.loop.call(lambda: finder.find(asked, run))
+    if run.state or issuer.saves_first:
+        return None
+    why = "an attempt was interrupted after the order may have reached the CA, which cannot be asked"
+    async with db.transaction():
+        await intents.close(job, "unresolved", why)
+        await intents.begin(job, csr, why)
+    return None
+
+
+async def _wait(job: Claimed, state: Mapping[str, Any], pending: PendingOrder) -> None:
+    await end(
+        job,
+        JobState.PENDING,
+        due_at=db.now() + max(pending.poll_after, timedelta(seconds=1)),
+        run_state=json.dumps({**state, PENDING: pending.reference}),
+    )
+
+
+def _checked(outcome: IssuedCertificate, csr: CheckedCsr, order: Ordered) -> Issued:
+    try:
+        issued = check_issued(outcome.cert_pem, outcome.chain_pem, csr, sans=order.sans, now=db.now())
+    except IssuedError as exc:
+        raise RejectedError(f"what the CA returned was refused: {exc}") from exc
+    if faults := check_certificate(order.profile, issued.leaf):
+        raise RejectedError(f"what the CA returned breaks the profile: {'; '.join(faults)}")
+    return issued

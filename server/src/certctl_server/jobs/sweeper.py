@@ -1,0 +1,94 @@
+"""What keeps jobs moving when a bell was lost, a retry is due, an owner died or nobody ever answered."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from certctl_core.job import JobState, JobType
+
+from certctl_server import db
+from certctl_server.audit.record import SYSTEM
+from certctl_server.certificates.status import settle
+from certctl_server.jobs import bell
+from certctl_server.jobs.runner import Runner
+from certctl_server.jobs.state import EXPIRED, cancel, move, release, retry_due
+from certctl_server.jobs.tables import Job
+from certctl_server.leader import Leadership, Stillness
+
+DUE_LANES = db.Sql("SELECT DISTINCT lane FROM job WHERE due_at IS NOT NULL AND due_at <= {now}")
+NEXT_DUE = db.Sql("SELECT min(due_at) AS due_at FROM job WHERE due_at IS NOT NULL AND due_at > {now}")
+NEXT_RETRY = db.Sql("SELECT min(next_retry_at) AS due_at FROM job WHERE next_retry_at IS NOT NULL")
+AGENT = "agent:"
+
+
+class Sweeper:
+    """The loops ``jobs``, ``job retry`` and ``job timeouts``. ``alone``: no other process can own a lease."""
+
+    def __init__(self, runner: Runner, lease: timedelta, *, alone: bool) -> None:
+        self._runner = runner
+        self._lease = lease
+        self._alone = alone
+        self._stillness = Stillness()
+
+    async def sweep(self, leadership: Leadership) -> datetime | None:
+        """Take over what the dead left behind and ring for every lane with due jobs."""
+        await self._take_over(leadership)
+        for row in await db.fetch(DUE_LANES):
+            bell.ring(row["lane"])
+        return await db.moment(NEXT_DUE)
+
+    async def retry(self, leadership: Leadership) -> datetime | None:
+        """Put failed jobs back into their queues when their time has come."""
+        async with leadership.leading():
+            _ring(await retry_due(db.now()))
+        return await db.moment(NEXT_RETRY)
+
+    async def _take_over(self, leadership: Leadership) -> None:
+        rows = await db.fetch(EXPIRED)
+        self._stillness.keep_only({row["id"] for row in rows})
+        dead = [row for row in rows if self._is_dead(row)]
+        async with leadership.leading():
+            for fence in sorted({row["fence"] for row in dead}):
+                ids = [row["id"] for row in dead if row["fence"] == fence]
+                moved = await release(Job.id.is_in(ids) & (Job.fence == fence), reason="its lease ran out")
+                await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
+                _ring(moved)
+
+    def _is_dead(self, row: db.Row) -> bool:
+        if self._runner.runs(row["id"]):
+            return False
+        # An agent's lease is renewed by reports alone: there is no beat that could stand still.
+        if row["owner"].startswith(AGENT):
+            return True
+        return self._stillness.of(row["id"], (row["fence"], row["beat"])) >= self._lease
+
+    async def first(self) -> None:
+        """At the start of the only process there is: whatever was running is over, its process is dead."""
+        if not self._alone:
+            return
+        workers = (Job.status == JobState.RUNNING) & Job.owner.not_like(f"{AGENT}%")
+        moved = await release(workers, reason="the process ended")
+        await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
+        _ring(moved)
+
+
+async def time_out(leadership: Leadership, awaiting_csr: timedelta, awaiting_approval: timedelta) -> datetime | None:
+    """End what nobody answered: a CSR that never came, an approval that nobody gave."""
+    now = db.now()
+    async with leadership.leading():
+        silent = (Job.scheduled_at < now - awaiting_csr) & (Job.csr_pem == "")
+        text = "no agent answered with a CSR in time"
+        moved = await move(silent, JobState.AWAITING_CSR, JobState.FAILED, last_error=text)
+        old = Job.scheduled_at < now - awaiting_approval
+        waiting = (JobState.AWAITING_APPROVAL,)
+        moved += await cancel(old, actor=SYSTEM, reason="nobody approved it in time", states=waiting)
+        await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
+    return None
+
+
+def _ring(rows: list[db.Row]) -> None:
+    for row in rows:
+        if row["agent_id"]:
+            bell.ring_agent(row["agent_id"])
+        if row["type"] != JobType.DEPLOYMENT:
+            bell.ring(row["lane"])

@@ -1,0 +1,180 @@
+"""Lists: paging, cursors, sort, filters and sparse fields, once for all.
+
+A resource says what its list is in a ``ListSpec``, most of it derived by ``listed`` from the table's columns;
+its handler returns ``await list_response(request, SPEC)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+
+import msgspec
+from litestar import Response
+
+from certctl_server import db
+from certctl_server.auth.principal import Req, Where, visible
+from certctl_server.context import context_of
+from certctl_server.cursor import Position, pack, signing_key, unpack
+from certctl_server.filters import Bound
+from certctl_server.list_query import Asked, asked, query, unfit
+from certctl_server.list_spec import Given as Given
+from certctl_server.list_spec import Key as Key
+from certctl_server.list_spec import ListSpec as ListSpec
+from certctl_server.list_spec import Row as Row
+from certctl_server.list_spec import Show as Show
+from certctl_server.list_spec import listed as listed
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Which rows are meant: a condition, and its arguments so far."""
+
+    condition: str
+    bound: Bound
+
+
+async def list_response(request: Req, spec: ListSpec, *, where: Where | None = None) -> Response[bytes]:
+    """Answer a list request.
+
+    ``where`` narrows the list beyond its filters, as a path does. The rows that the caller may not see are left out.
+
+    Raises:
+        Refused: 400, naming the parameters at fault.
+    """
+    wanted = asked(spec, query(request))
+    bound = Bound()
+    rows = _Rows(conditions(spec, wanted.filters, bound, visible(request.user, spec.table), where), bound)
+    if wanted.cursor is None:
+        answer = await _paged(wanted, rows)
+    else:
+        scope = f"{where.sql}{where.args}" if where else ""
+        walk = f"{spec.table._meta.tablename}|{scope}|{wanted.sort}|{wanted.way}|{sorted(wanted.filters.items())}"
+        answer = await _walked(wanted, rows, walk, await signing_key(context_of(request)))
+    return Response(msgspec.json.encode(answer) + b"\n", media_type="application/json")
+
+
+def conditions(spec: ListSpec, given: Given, bound: Bound, *wheres: Where | None) -> str:
+    """Return the condition on ``item`` that the filters ``given`` and all of ``wheres`` make, arguments in ``bound``.
+
+    Raises:
+        Refused: 400, naming the filters that are unknown or whose value is not possible.
+    """
+    found = [bound.where(each) for each in wheres if each]
+    found += [bound.where(each) for name, each in spec.unless.items() if name not in given]
+    faults: dict[str, str] = {}
+    for name, text in given.items():
+        make = spec.every_filter.get(name)
+        try:
+            if make:
+                found.append(make(text, bound))
+        except ValueError as exc:
+            faults[name] = str(exc)
+        if not make:
+            faults[name] = "is unknown"
+    if faults:
+        raise unfit(faults)
+    return " AND ".join(found) or "1 = 1"
+
+
+async def _paged(asked: Asked, rows: _Rows) -> Row:
+    found = await _select(asked, rows, _order(asked), asked.size, (asked.page - 1) * asked.size)
+    # A first page that is not full has been counted by reading it.
+    whole = asked.page == 1 and len(found) < asked.size
+    total = len(found) if whole else await _total(asked, rows)
+    return {"data": _shown(asked, found), "total": total, "page": asked.page, "per_page": asked.size}
+
+
+async def _walked(asked: Asked, rows: _Rows, walk: str, key: bytes) -> Row:
+    """One page of a walk in keyset order. Rows with an empty sort key come last, by a statement of their own."""
+    try:
+        at = unpack(key, walk, asked.cursor) if asked.cursor else None
+    except ValueError as exc:
+        raise unfit({"cursor": str(exc)}) from exc
+    total = await _total(asked, rows)
+    found: list[Row] = []
+    want = asked.size + 1
+    if at is None or not at.empty:
+        found = await _after(asked, rows, at, want)
+    if asked.key.may_be_empty and len(found) < want:
+        found += await _after_empty(asked, rows, at if at and at.empty else None, want - len(found))
+    answer: Row = {"data": _shown(asked, found[: asked.size]), "total": total, "page_size": asked.size}
+    if len(found) == want:
+        last = found[asked.size - 1]
+        value = last["list_key"]
+        empty = asked.key.may_be_empty and value in (None, "")
+        value = value.isoformat() if isinstance(value, datetime) else value
+        answer["next_cursor"] = pack(key, walk, Position(last["id"], None if empty else value, empty))
+    return answer
+
+
+async def _after(asked: Asked, rows: _Rows, at: Position | None, limit: int) -> list[Row]:
+    bound = Bound(list(rows.bound.args))
+    condition = rows.condition
+    if asked.key.may_be_empty:
+        condition += f" AND {asked.key.present}"
+    if at is not None:
+        value = at.value
+        if asked.key.kind == "time" and db.dialect() == "postgres":
+            value = datetime.fromisoformat(value)
+        than = "<" if asked.descending else ">"
+        condition += f" AND ({asked.key.sort}, item.id{{C}}) {than} ({bound.add(value)}, {bound.add(at.id)})"
+    order = f"{asked.key.sort} {asked.way}, item.id{{C}} {asked.way}"
+    return await _select(asked, _Rows(condition, bound), order, limit)
+
+
+async def _after_empty(asked: Asked, rows: _Rows, at: Position | None, limit: int) -> list[Row]:
+    bound = Bound(list(rows.bound.args))
+    condition = f"{rows.condition} AND {asked.key.absent}"
+    if at is not None:
+        condition += f" AND item.id{{C}} {'<' if asked.descending else '>'} {bound.add(at.id)}"
+    return await _select(asked, _Rows(condition, bound), f"item.id{{C}} {asked.way}", limit)
+
+
+def _order(asked: Asked) -> str:
+    key = asked.key
+    first = f"{key.sort} {asked.way}"
+    if key.may_be_empty and key.kind == "text":
+        first = f"nullif({key.sql}, ''){{C}} {asked.way} NULLS LAST"
+    elif key.may_be_empty:
+        first += " NULLS LAST"
+    return first if key.sql == "item.id" else f"{first}, item.id{{C}} {asked.way}"
+
+
+async def _select(asked: Asked, rows: _Rows, order: str, limit: int, offset: int = 0) -> list[Row]:
+    spec = asked.spec
+    bound = Bound(list(rows.bound.args))
+    table = f"{spec.table._meta.tablename} AS item"
+    # As text on SQLite: equal moments may be written differently there, and a walk compares what is written.
+    key = f"{asked.key.sql}{{T}}" if asked.key.kind == "time" else asked.key.sql
+    # Only ids are sorted; whole rows are read for one page alone.
+    page = ["SELECT item.id FROM", table, "WHERE", rows.condition, "ORDER BY", order]
+    page += ["LIMIT", bound.add(limit), "OFFSET", bound.add(offset)]
+    text = ["SELECT", spec.select, ",", key, "AS list_key FROM (", *page, ") AS picked JOIN", table]
+    text += ["ON item.id = picked.id", spec.joins, "ORDER BY", order]
+    return await db.fetch(_sql(" ".join(text)), *bound.args)
+
+
+async def _total(asked: Asked, rows: _Rows) -> int:
+    known = await asked.spec.total(asked.filters) if asked.spec.total else None
+    if known is not None:
+        return known
+    text = ["SELECT count(*) AS total FROM", asked.spec.table._meta.tablename, "AS item WHERE", rows.condition]
+    [row] = await db.fetch(_sql(" ".join(text)), *rows.bound.args)
+    return int(row["total"])
+
+
+@lru_cache(maxsize=1024)
+def _sql(text: str) -> db.Sql:
+    return db.Sql(
+        postgres=text.replace("{C}", ' COLLATE "C"').replace("{T}", ""),
+        sqlite=text.replace("{C}", "").replace("{T}", " || ''"),
+    )
+
+
+def _shown(asked: Asked, rows: list[Row]) -> list[Row]:
+    objects = [asked.spec.show(row) for row in rows]
+    if not asked.fields:
+        return objects
+    return [{key: value for key, value in each.items() if key in asked.fields} for each in objects]

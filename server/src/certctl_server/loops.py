@@ -1,0 +1,120 @@
+"""The background loops: each runs on the leader, never beside itself, and leaves a beat that health shows.
+
+A loop's work returns the next moment at which it has something to do, if it knows; it then runs at that moment,
+and at the latest after its interval.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeAlias
+
+from certctl_server import db
+from certctl_server.leader import Leadership, NotLeading
+
+log = logging.getLogger(__name__)
+Work: TypeAlias = Callable[[Leadership], Awaitable[datetime | None]]
+SOONEST = timedelta(milliseconds=50)
+BEAT_EVERY = timedelta(seconds=20)
+"""Fast loops write their beat this often, not at every turn."""
+BEAT = db.Sql(
+    """
+    INSERT INTO loop_beat (name, started_at, finished_at, last_error) VALUES ($1, $2, $3, $4)
+    ON CONFLICT (name) DO UPDATE SET started_at = excluded.started_at, finished_at = excluded.finished_at,
+        last_error = excluded.last_error
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """One background loop."""
+
+    name: str
+    interval: timedelta
+    work: Work
+    at_start: bool = True
+
+
+class Loops:
+    """All loops of this process; they turn while it leads."""
+
+    def __init__(self, leadership: Leadership, loops: Sequence[Loop], lease: timedelta) -> None:
+        self._leadership = leadership
+        self._loops = loops
+        self._lease = lease
+        self._pokes = {loop.name: asyncio.Event() for loop in loops}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to campaign, and to turn once elected."""
+        self._tasks = [asyncio.create_task(self._campaigning(), name="leadership")]
+        self._tasks += [asyncio.create_task(self._turning(loop), name=f"loop {loop.name}") for loop in self._loops]
+
+    def poke(self, *names: str) -> None:
+        """Let loops look now: something may have become due sooner than they think."""
+        for name in names:
+            if name in self._pokes:
+                self._pokes[name].set()
+
+    async def stop(self) -> None:
+        """End all loops where they may be ended, and resign."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        with suppress(*db.UNREACHABLE):
+            await self._leadership.resign()
+
+    async def _campaigning(self) -> None:
+        while True:
+            led = self._leadership.epoch is not None
+            try:
+                leads = await self._leadership.campaign()
+            except db.UNREACHABLE as exc:
+                log.warning("leadership cannot be kept", exc_info=exc)
+                leads = False
+            if leads and not led:
+                log.info("leading", extra={"owner": self._leadership.owner, "epoch": self._leadership.epoch})
+                self.poke(*self._pokes)
+            await asyncio.sleep(self._lease.total_seconds() / 3)
+
+    async def _turning(self, loop: Loop) -> None:
+        written: datetime | None = None
+        poke = self._pokes[loop.name]
+        wait = SOONEST if loop.at_start else loop.interval
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait.total_seconds()):
+                    await poke.wait()
+            poke.clear()
+            wait = loop.interval
+            if self._leadership.epoch is None:
+                continue
+            started, error, due = db.now(), "", None
+            try:
+                due = await loop.work(self._leadership)
+            except NotLeading:
+                continue
+            except Exception as exc:
+                # A loop that ends is a certificate that expires: it goes on whatever happened.
+                log.exception("loop failed", extra={"loop": loop.name})
+                error = f"{type(exc).__name__}: {exc}"
+            wait = self._wait(loop, due, failed=bool(error))
+            if error or written is None or db.now() - written > BEAT_EVERY or loop.interval > BEAT_EVERY:
+                written = db.now()
+                with suppress(*db.UNREACHABLE):
+                    await db.fetch(BEAT, loop.name, started, written, error)
+
+    def _wait(self, loop: Loop, due: datetime | None, *, failed: bool) -> timedelta:
+        if failed:
+            return min(loop.interval, timedelta(seconds=5))
+        spread = loop.interval * (1 + random.uniform(-0.05, 0.05))  # so that replicas do not march in step
+        return max(SOONEST, min(spread, due - db.now())) if due else spread

@@ -1,0 +1,182 @@
+"""The commands of the server: ``certctl-server`` and ``certctl up``. What they need is imported when they run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from certctl_server.settings import Settings
+    from certctl_server.start import Running
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+ROLES = ("admin", "operator", "viewer")
+
+
+def _settings(more: Mapping[str, str | None] | None = None) -> Settings:
+    from certctl_core.errors import MisconfiguredError  # noqa: PLC0415
+
+    from certctl_server import logs, settings  # noqa: PLC0415
+
+    given = {name: value for name, value in (more or {}).items() if value}
+    try:
+        found = settings.read({**os.environ, **given})
+    except MisconfiguredError as exc:
+        raise click.ClickException(str(exc)) from exc
+    logs.configure(found.log)
+    return found
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run ``work``; what an operator has to mend is one line, not a traceback."""
+    import uvloop  # noqa: PLC0415
+    from certctl_core.errors import ConnectorError  # noqa: PLC0415
+
+    try:
+        uvloop.run(work)
+    except (ConnectorError, RuntimeError) as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+@click.group(invoke_without_command=True)
+@click.version_option(version("certctl-server"), prog_name="certctl-server")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """The control plane. Without a command: serve. Settings come from CERTCTL_* variables."""
+    if context.invoked_subcommand is None:
+        _serve(_settings())
+
+
+@main.command()
+def serve() -> None:
+    """Answer the API, run jobs and loops, until told to stop."""
+    _serve(_settings())
+
+
+def _serve(settings: Settings) -> None:
+    from certctl_server import up as process  # noqa: PLC0415
+    from certctl_server.welcome import welcome  # noqa: PLC0415
+
+    terminal = sys.stdout.isatty()
+
+    def announce(running: Running) -> None:
+        log.info("ready", extra={"url": running.url})
+        if terminal:
+            welcome(running, terminal=True)
+
+    _run(process.run(settings, announce, terminal=terminal))
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database's schema up to date and leave."""
+    from certctl_server import start  # noqa: PLC0415
+    from certctl_server.db.migrate import migrate as apply  # noqa: PLC0415
+
+    settings = _settings()
+
+    async def work() -> None:
+        _have_data_directory(settings)
+        async with start.connected(settings):
+            names = await apply()
+        click.echo(f"applied {', '.join(names)}" if names else "the schema is up to date")
+
+    _run(work())
+
+
+def _have_data_directory(settings: Settings) -> None:
+    from certctl_server import files  # noqa: PLC0415
+
+    if settings.embedded:
+        files.prepare(settings.data_dir)
+
+
+@main.command()
+def reseal() -> None:
+    """Seal all secrets in the database with the first of several CERTCTL_CONFIG_ENCRYPTION_KEY."""
+    from certctl_server import sealing  # noqa: PLC0415
+
+    async def work(settings: Settings) -> int:
+        return await sealing.reseal(await sealing.load(settings))
+
+    click.echo(f"{_in_database(work)} rows sealed anew; keys after the first are no longer needed")
+
+
+@main.group()
+def keys() -> None:
+    """Make, list and end API keys, directly in the database."""
+
+
+@keys.command("create")
+@click.option("--role", type=click.Choice(ROLES), required=True, help="What the key may do.")
+@click.option("--name", default="", help="Whose it is, for the audit trail.  [default: the role]")
+def create(role: str, name: str) -> None:
+    """Make a key and print it, once. Whoever may run this here gets back in this way."""
+    from certctl_server import host_keys  # noqa: PLC0415
+
+    click.echo(_in_database(lambda _: host_keys.create(name or role, role)))
+
+
+@keys.command("list")
+def list_() -> None:
+    """Show who has a key; the keys themselves are not kept."""
+    from certctl_server import host_keys  # noqa: PLC0415
+
+    for line in _in_database(lambda _: host_keys.listed()):
+        click.echo(line)
+
+
+@keys.command("revoke")
+@click.argument("key_id")
+def revoke(key_id: str) -> None:
+    """End a key at once."""
+    from certctl_server import host_keys  # noqa: PLC0415
+
+    _in_database(lambda _: host_keys.revoke(key_id))
+    click.echo(f"{key_id} is ended")
+
+
+def _in_database(work: Callable[[Settings], Awaitable[T]]) -> T:
+    from certctl_server import start  # noqa: PLC0415
+    from certctl_server.db.migrate import migrate as apply  # noqa: PLC0415
+
+    settings = _settings({"CERTCTL_LOG_LEVEL": "warn"})
+    found: list[T] = []
+
+    async def around() -> None:
+        _have_data_directory(settings)
+        async with start.connected(settings):
+            await apply()
+            found.append(await work(settings))
+
+    _run(around())
+    return found[0]
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [default: 8080]")
+@click.option("--host", help="Address to listen on; any but loopback speaks TLS.  [default: 127.0.0.1]")
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where everything is kept.")
+def up(port: int | None, host: str | None, data_dir: Path | None) -> None:
+    """Run server, workers, scheduler and a local CA in this terminal; Ctrl-C stops them."""
+    from certctl_server import up as process  # noqa: PLC0415
+    from certctl_server.welcome import welcome  # noqa: PLC0415
+
+    terminal = sys.stdout.isatty()
+    more = {
+        "CERTCTL_SERVER_PORT": None if port is None else str(port),
+        "CERTCTL_SERVER_HOST": host,
+        "CERTCTL_DATA_DIR": str(data_dir.absolute()) if data_dir else None,
+        # What a person watches is for people, unless they said otherwise.
+        "CERTCTL_LOG_FORMAT": "text" if terminal and "CERTCTL_LOG_FORMAT" not in os.environ else None,
+    }
+    settings = _settings(more)
+    _run(process.run(settings, lambda running: welcome(running, terminal=terminal), terminal=terminal))

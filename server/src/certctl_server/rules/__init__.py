@@ -1,0 +1,1 @@
+"""Profiles and renewal policies: what certificates may be and when they are renewed."""

@@ -1,0 +1,52 @@
+"""Every table, for the program that binds them to a database."""
+
+from piccolo.table import Table
+
+from certctl_server.agents.tables import Agent
+from certctl_server.audit.tables import AuditCheckpoint, AuditEvent
+from certctl_server.auth.tables import ApiKey, EnrolmentToken, Setting
+from certctl_server.certificates.tables import (
+    BlockedKey,
+    Certificate,
+    CertificateTarget,
+    CertificateVersion,
+    Revocation,
+)
+from certctl_server.connectors.tables import ConnectorMemory
+from certctl_server.discovery.tables import DiscoveredCertificate, DiscoveryScan
+from certctl_server.issuers.tables import Issuer
+from certctl_server.jobs.tables import Intent, Job, Lane, Lease, LoopBeat
+from certctl_server.notices.tables import Notification, Notifier
+from certctl_server.people.tables import Owner, Team
+from certctl_server.rules.tables import CertificateProfile, RenewalPolicy
+from certctl_server.targets.tables import Target
+
+TABLES: tuple[type[Table], ...] = (
+    Team,
+    Owner,
+    CertificateProfile,
+    RenewalPolicy,
+    Issuer,
+    Notifier,
+    ConnectorMemory,
+    Agent,
+    Target,
+    ApiKey,
+    EnrolmentToken,
+    Setting,
+    Certificate,
+    CertificateVersion,
+    CertificateTarget,
+    Revocation,
+    BlockedKey,
+    Lane,
+    Job,
+    Intent,
+    Lease,
+    LoopBeat,
+    Notification,
+    DiscoveryScan,
+    DiscoveredCertificate,
+    AuditEvent,
+    AuditCheckpoint,
+)

@@ -1,0 +1,181 @@
+import asyncio
+import json
+from dataclasses import replace
+
+import pytest
+from certctl_core import plugins
+from certctl_core.job import JobState, JobType
+from certctl_core.x509 import read_certificate, read_csr
+from certctl_sdk.testing.fake_ca import csr_pem
+from certctl_server import db
+from certctl_server.audit.record import SYSTEM
+from certctl_server.certificates.create import Wanted, create
+from certctl_server.certificates.orders import Order, order
+from certctl_server.certificates.status import settle
+from certctl_server.issuers.tables import Issuer
+from certctl_server.jobs import bell, intents
+from certctl_server.jobs.runner import Runner
+from certctl_server.jobs.state import claim, release
+from certctl_server.jobs.tables import Job
+from certctl_server.people.tables import Owner, Team
+from certctl_server.rules.tables import RenewalPolicy
+
+
+@pytest.fixture
+async def grounds(ctx):
+    """What every certificate refers to."""
+    times = {"created_at": db.now(), "updated_at": db.now()}
+    await Team.insert(Team(id="t", name="t", **times))
+    await Owner.insert(Owner(id="o", name="o", team_id="t", **times))
+    await RenewalPolicy.insert(RenewalPolicy(id="rp-default", name="default", **times))
+    await Issuer.insert(Issuer(id="iss-local", name="own", type="GenericCA", status="ready", **times))
+
+
+@pytest.fixture
+async def runner(ctx, grounds):
+    """Workers of this process, answering bells without a broker."""
+    ctx.plugins = plugins.load()
+    runner = Runner(ctx)
+    runner.start()
+    bell.connect(runner.look, lambda *_: None)
+    yield runner
+    bell.connect(None, None)
+    await runner.stop()
+
+
+def wanted(*sans, **more):
+    return Wanted(common_name="", sans=sans, owner_id="o", team_id="t", issuer_id="iss-local", **more)
+
+
+async def ordered(*sans, csr=None):
+    """A certificate whose order carries the caller's own CSR."""
+    id, job_id = await create(wanted(*sans), SYSTEM)
+    checked = read_csr(csr or csr_pem(*sans))
+    await Job.update(csr_pem=checked.pem, csr_sha256=checked.sha256, due_at=db.now()).where(Job.id == job_id)
+    return id, job_id
+
+
+async def until(look, seconds=10):
+    async with asyncio.timeout(seconds):
+        while not (found := await look()):
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def job_in(id, *states):
+    row = await Job.select().where(Job.id == id).first()
+    return row if row["status"] in states else None
+
+
+async def test_an_order_becomes_a_stored_certificate(runner):
+    id, job_id = await ordered("a.example")
+    bell.ring("issuer:iss-local")
+    job = await until(lambda: job_in(job_id, "Completed", "Failed"))
+    assert (job["status"], job["last_error"]) == ("Completed", "")
+    [row] = await db.fetch(db.Sql("SELECT * FROM certificate WHERE id = $1"), id)
+    [version] = await db.fetch(db.Sql("SELECT * FROM certificate_version WHERE certificate_id = $1"), id)
+    leaf = read_certificate(version["pem_chain"])
+    assert [str(san) for san in leaf.sans] == ["a.example"]
+    assert row["status"] == "Active"
+    assert row["fingerprint"] == leaf.fingerprint_sha256 == version["fingerprint_sha256"]
+    assert row["renew_due_at"] is not None
+    assert row["flip_at"] is not None
+    [intent] = await db.fetch(db.Sql("SELECT * FROM intent WHERE job_id = $1"), job_id)
+    assert (intent["status"], intent["version_id"], intent["reason"]) == ("settled", version["id"], "")
+    actions = [row["action"] for row in await db.fetch(db.Sql("SELECT action FROM audit_event ORDER BY number"))]
+    assert actions == [
+        "renewal_job_created",
+        "renewal_awaiting_csr",
+        "certificate_created",
+        "job_running",
+        "renewal_job_completed",
+        "certificate_issued",
+        "certificate_status_changed",
+    ]
+
+
+async def test_a_csr_with_other_names_is_refused_for_good_and_nothing_is_signed(runner):
+    id, job_id = await ordered("a.example", csr=csr_pem("b.example"))
+    bell.ring("issuer:iss-local")
+    job = await until(lambda: job_in(job_id, "Completed", "Failed"))
+    assert job["status"] == "Failed"
+    assert "b.example" in job["last_error"]
+    assert job["place"] is None
+    [row] = await db.fetch(db.Sql("SELECT status, last_error FROM certificate WHERE id = $1"), id)
+    assert row["status"] == "Failed"
+    assert not await db.fetch(db.Sql("SELECT * FROM intent"))
+
+
+async def test_an_interrupted_order_signs_the_same_bytes_again(runner, ctx):
+    id, job_id = await ordered("a.example")
+    bell.connect(None, None)
+    [job] = await claim("dead", "issuer:iss-local", limit=1, lease=ctx.settings.job.lease)
+    csr = read_csr(job.csr_pem)
+    await intents.begin(job, csr)
+    from certctl_server.connectors.run import JobRun
+    from certctl_core.issuer import IssueRequest
+
+    issuer = await runner.instances.issuer("iss-local")
+    run = JobRun(job, db.now(), runner.loop)
+    first = await runner.loop.call(lambda: issuer.issue(IssueRequest(csr_pem=csr.pem), run))
+    await release(Job.id == job_id, reason="test")
+    bell.connect(runner.look, lambda *_: None)
+    bell.ring("issuer:iss-local")
+    await until(lambda: job_in(job_id, "Completed"))
+    [version] = await db.fetch(db.Sql("SELECT pem_chain FROM certificate_version WHERE certificate_id = $1"), id)
+    assert read_certificate(version["pem_chain"]).pem == read_certificate(first.cert_pem).pem
+    assert len(await db.fetch(db.Sql("SELECT * FROM intent"))) == 1
+
+
+async def test_one_place_takes_one_open_order_however_often_it_is_asked(runner):
+    id, job_id = await create(wanted("a.example"), SYSTEM)
+    made = await asyncio.gather(*(order([id], Order(type=JobType.RENEWAL), SYSTEM) for _ in range(5)))
+    assert [len(jobs) for jobs in made] == [0] * 5
+    await settle([id])
+    assert await Job.count() == 1
+
+
+async def test_a_lane_takes_no_more_than_it_has_room_for_and_urgent_work_goes_first(runner, ctx):
+    bell.connect(None, None)
+    jobs = [(await ordered(f"{n}.example"))[1] for n in range(5)]
+    await Job.update(priority=0).where(Job.id == jobs[3])
+    await db.fetch(db.Sql("UPDATE lane SET concurrency = 3"))
+    lease = ctx.settings.job.lease
+    one = await claim("one", "issuer:iss-local", limit=2, lease=lease)
+    assert one[0].id == jobs[3]
+    two = await claim("two", "issuer:iss-local", limit=25, lease=lease)
+    assert (len(one), len(two)) == (2, 1)
+    assert await claim("three", "issuer:iss-local", limit=25, lease=lease) == []
+    await db.fetch(db.Sql("UPDATE lane SET concurrency = 10, tokens = 1"))
+    assert len(await claim("three", "issuer:iss-local", limit=25, lease=lease)) == 1
+    assert await claim("three", "issuer:iss-local", limit=25, lease=lease) == []
+
+
+async def test_a_job_that_loses_its_owner_three_times_fails_as_crashed(runner, ctx):
+    bell.connect(None, None)
+    _, job_id = await ordered("a.example")
+    for _ in range(3):
+        assert len(await claim("dead", "issuer:iss-local", limit=1, lease=ctx.settings.job.lease)) == 1
+        await release(Job.id == job_id, reason="test")
+    job = await Job.select().where(Job.id == job_id).first()
+    assert (job["status"], job["last_error"], job["attempts"]) == (JobState.FAILED, "crashed its worker", 3)
+
+
+async def test_a_stale_owner_can_neither_save_nor_finish(runner, ctx):
+    from certctl_core.run import LeaseLost
+    from certctl_server.jobs.state import end, save
+
+    bell.connect(None, None)
+    _, job_id = await ordered("a.example")
+    lease = ctx.settings.job.lease
+    [old] = await claim("old", "issuer:iss-local", limit=1, lease=lease)
+    await release(Job.id == job_id, reason="test")
+    [new] = await claim("new", "issuer:iss-local", limit=1, lease=lease)
+    with pytest.raises(LeaseLost):
+        await save(old, {"a": 1})
+    with pytest.raises(LeaseLost):
+        await end(old, JobState.COMPLETED)
+    await save(new, {"a": 2})
+    row = await Job.select(Job.run_state, Job.status).where(Job.id == job_id).first()
+    assert (json.loads(row["run_state"]), row["status"]) == ({"a": 2}, "Running")
+    assert replace(new, fence=old.fence) != new

@@ -1,0 +1,73 @@
+"""What is written down is so, and what is so is written down."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from certctl_server import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ("agent", "sdk", "server")
+VARIABLE = re.compile(r"\bCERTCTL_[A-Z0-9]+(?:_[A-Z0-9]+)*\b")
+SETTING = re.compile(r"^\| (CERTCTL_\w+) \| (.*?) \| (.+) \|$", re.MULTILINE)
+DOCUMENTS = [
+    path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+]
+
+
+def documented():
+    """Each variable of docs/settings.md with its default."""
+    rows = SETTING.findall((ROOT / "docs" / "settings.md").read_text())
+    assert len(rows) == len({name for name, _, _ in rows}), "a variable is listed twice"
+    return {name: default for name, default, _ in rows}
+
+
+def understood(sources):
+    """Every variable that a program asks for, those included that the server's settings derive from their fields."""
+    texts = [
+        node.value
+        for path, tree in sources.items()
+        if path.relative_to(ROOT).parts[0] in PROGRAMS
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    known = settings.variables() | settings.ELSEWHERE | {name for text in texts for name in VARIABLE.findall(text)}
+    return known - {f"{name}_FILE" for name in known}
+
+
+def test_every_setting_is_documented(sources):
+    assert understood(sources) - documented().keys() == set()
+
+
+def test_every_documented_setting_is_read(sources):
+    assert documented().keys() - understood(sources) == set()
+
+
+def test_the_documented_defaults_are_the_real_ones():
+    defaults = {name: text.strip("`") for name, text in documented().items() if re.fullmatch(r"`[^`]+`", text)}
+    ours = {name: text for name, text in defaults.items() if name in settings.variables()}
+    assert settings.read(ours) == settings.read({})
+    assert len(ours) > len(settings.variables()) / 2
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_between_documents_lead_somewhere(document):
+    targets = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", document.read_text())
+    assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+def test_the_main_flow_names_modules_that_link_back_to_it():
+    named = re.findall(
+        r"`((?:core|sdk|server|agent|connectors)/\S+\.py)`", (ROOT / "docs" / "main-flow.md").read_text()
+    )
+    assert len(named) >= 10
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    assert [path for path in named if "docs/main-flow.md" not in (ROOT / path).read_text()] == []
+
+
+def test_ci_ends_with_the_test_command_of_the_readme():
+    [command] = re.findall(r"^## Test it\n\n```\n(.+)\n```$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == command
