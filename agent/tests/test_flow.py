@@ -210,6 +210,19 @@ def test_what_agent_toml_does_not_allow_is_refused_with_the_line_to_add(plane, a
     assert re.search(words, report["error"])
 
 
+def test_the_line_that_was_asked_for_needs_no_restart(plane, agent, service, deployable):
+    agent.allow(service.cert.parent, check=["true"])
+    plane.order("mc-web", "web.example")
+    agent.start()
+    plane.until(lambda: all_ended(plane))
+    [deployment] = plane.deployments()
+    assert "allows no command 'reload'" in deployment["reports"][-1]["error"]
+    agent.allow(service.cert.parent, check=["true"], reload=[str(deployable)])
+    plane.deploy_again(deployment["id"])
+    plane.until(lambda: all_ended(plane))
+    assert deployment["status"] == "Completed"
+
+
 def test_a_connector_that_breaks_is_named_with_its_version(plane, agent, deployable):
     plane.targets["tgt-1"]["target_type"] = "Buggy"
     plane.order("mc-web", "web.example")

@@ -27,7 +27,7 @@ from typing import TypeAlias
 from certctl_core import hookimpl
 from certctl_core.config import ConnectorConfig
 from certctl_core.errors import MisconfiguredError
-from certctl_core.run import Host, Run
+from certctl_core.run import Run
 from certctl_core.scanner import Finding, Scanner, ScanRequest
 from certctl_sdk import run_blocking
 from cryptography import x509
@@ -81,19 +81,14 @@ class FilesystemScanner(Scanner):
     Config = FilesystemConfig
     config: FilesystemConfig
 
-    def __init__(self, config: FilesystemConfig, host: Host) -> None:
-        super().__init__(config, host)
-
     async def check(self, run: Run) -> None:
         """Return if every directory can be read."""
-        if faults := await run_blocking(
-            self, lambda: list(_unreadable(self.config.directories)), timeout=STUCK_SECONDS
-        ):
+        if faults := await self._faults():
             raise MisconfiguredError(f"tried to read the directories: {'; '.join(faults)}")
 
     async def scan(self, request: ScanRequest, run: Run) -> AsyncIterator[Finding]:
         """Yield each certificate of each file once; MisconfiguredError if not one directory can be read."""
-        faults = await run_blocking(self, lambda: list(_unreadable(self.config.directories)), timeout=STUCK_SECONDS)
+        faults = await self._faults()
         if len(faults) == len(self.config.directories):
             raise MisconfiguredError(f"tried to read the directories: {'; '.join(faults)}")
         walk, done = _Walk(self.config, request.since), False
@@ -105,6 +100,9 @@ class FilesystemScanner(Scanner):
         finally:
             walk.close()
         log.info("files scanned", extra={"directories": len(self.config.directories), **walk.counts})
+
+    async def _faults(self) -> list[str]:
+        return await run_blocking(self, lambda: list(_unreadable(self.config.directories)), timeout=STUCK_SECONDS)
 
 
 def _unreadable(directories: tuple[Path, ...]) -> Iterator[str]:
@@ -207,28 +205,38 @@ class _Walk:
 
     def _entry(self, path: Path, entry: os.DirEntry[str], parent: int, depth: int, *, linked: bool) -> Found:
         try:
-            mode = _mode(entry)
-            if stat.S_ISLNK(mode):
-                # Under its real path: of several links to a file, any one may come first in the next scan.
-                path = Path(os.path.realpath(path))
-                mode = path.stat().st_mode
-                if stat.S_ISREG(mode):
-                    yield from self._file(path, None)
-                elif stat.S_ISDIR(mode) and self._config.follow_symlinks:
-                    yield from self._directory(path, None, depth + 1, linked=True)
-                return
-        except FileNotFoundError:
-            return  # a link to nowhere, or gone meanwhile
+            # As far as the directory itself tells, which spares a look at each file.
+            link, directory = entry.is_symlink(), entry.is_dir(follow_symlinks=False)
+            regular = entry.is_file(follow_symlinks=False)
         except OSError as exc:
             self._note_unreadable(path, exc)
             return
-        if stat.S_ISDIR(mode):
+        if link:
+            yield from self._behind(path, depth)
+        elif directory:
             yield from self._directory(path, parent, depth + 1, linked=linked)
-        elif stat.S_ISREG(mode):
+        elif regular:
             yield from self._file(path, parent)
 
+    def _behind(self, link: Path, depth: int) -> Found:
+        """What a link leads to, under its real path: of several links any one may come first in the next scan."""
+        path = Path(os.path.realpath(link))
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            self._note_unreadable(link, exc)
+            return
+        if not self._exclude.isdisjoint((path, *path.parents)):
+            return
+        if stat.S_ISREG(mode):
+            yield from self._file(path, None)
+        elif stat.S_ISDIR(mode) and self._config.follow_symlinks:
+            yield from self._directory(path, None, depth + 1, linked=True)
+
     def _file(self, path: Path, parent: int | None) -> Iterator[Finding]:
-        if path.suffix.lower() in KEYS or not self._exclude.isdisjoint(path.parents):
+        if path.suffix.lower() in KEYS:
             return
         try:
             identity, content = self._content(path, parent)
@@ -245,7 +253,7 @@ class _Walk:
 
     def _content(self, path: Path, parent: int | None) -> tuple[tuple[int, int], bytes]:
         """What the file holds; nothing if that can be no certificate, or was seen before."""
-        with open(_open(path, parent, FILE | os.O_NOFOLLOW), "rb", buffering=0) as file:  # noqa: PTH123
+        with open(_open(path, parent, FILE | os.O_NOFOLLOW), "rb", buffering=0) as file:
             found = os.fstat(file.fileno())
             identity = found.st_dev, found.st_ino
             too_long = found.st_size > self._config.max_file_bytes
@@ -280,15 +288,6 @@ class _Walk:
 def _open(path: Path, parent: int | None, flags: int) -> int:
     """Open what lies in the directory ``parent``, unless it is a link; without one ``path``, wherever it leads."""
     return os.open(path, flags) if parent is None else os.open(path.name, flags | os.O_NOFOLLOW, dir_fd=parent)
-
-
-def _mode(entry: os.DirEntry[str]) -> int:
-    """The type of an entry, as far as the directory itself tells, which spares a look at each file."""
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
-    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
 
 
 def _pem_blocks(content: bytes) -> Iterator[bytes]:

@@ -254,6 +254,19 @@ def test_status_shows_the_figures(certctl, server, figures):
     assert certctl("status").stdout.split() == ["status", "healthy", "total_certificates", "7"]
 
 
+def test_status_counts_where_the_server_has_no_summary(certctl, server):
+    server.answers["GET", "/api/v1/health"] = (200, {"status": "healthy"})
+    for number, path in enumerate(("certificates", "agents", "jobs")):
+        server.answers["GET", f"/api/v1/{path}"] = listing(total=number)
+    said = dict(line.split() for line in certctl("status").stdout.splitlines())
+    assert (said["status"], said["total_certificates"], said["total_agents"], said["failed_jobs"]) == (
+        "healthy",
+        "0",
+        "1",
+        "2",
+    )
+
+
 def test_certificates_from_elsewhere_are_recorded(certctl, server, tmp_path):
     key, name = (
         ec.generate_private_key(ec.SECP256R1()),

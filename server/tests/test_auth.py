@@ -16,7 +16,7 @@ from certctl_server.auth.keys import (
     rotate_key,
     spend_token,
 )
-from certctl_server.auth.principal import Principal, Req, agent_caller, visible
+from certctl_server.auth.principal import EVERYBODY, Principal, Req, agent_caller, visible
 from certctl_server.auth.roles import ENROL, Role
 from certctl_server.auth.tables import ApiKey, EnrolmentToken
 from certctl_server.errors import HANDLERS, Refused
@@ -327,6 +327,10 @@ async def test_only_the_agent_itself_acts_as_an_agent(ctx, agent):
         assert refused.value.status == 403
 
 
+async def test_where_no_keys_are_asked_for_everybody_acts_as_any_agent(database):
+    assert await agent_caller(EVERYBODY, "ag-1", Settings())
+
+
 async def test_a_shared_key_stands_in_for_an_agent_until_it_uses_its_own(connect, ctx, agent):
     shared, loose = Principal("api-key-user", Role.ADMIN), Settings(agent_keys="optional")
     _, key = await create_key("web", Role.AGENT, agent_id=agent)
@@ -354,6 +358,14 @@ async def test_an_admin_makes_lists_rotates_and_ends_keys(client, connect):
     assert (await client.get(KEYS, params={"role": "viewer"})).json()["total"] == 1
     events = await AuditEvent.select(AuditEvent.action).where(AuditEvent.resource_type == "api_key")
     assert [event["action"] for event in events] == ["key_created", "key_rotated", "key_deleted"]
+
+
+async def test_the_keys_are_walked_like_any_list(client):
+    for number in range(4):
+        await create_key(f"k{number}", Role.VIEWER)
+    first = (await client.get(KEYS, params={"page_size": 3, "sort": "name"})).json()
+    rest = await client.get(KEYS, params={"page_size": 3, "sort": "name", "cursor": first["next_cursor"]})
+    assert [row["name"] for row in rest.json()["data"]] == ["k2", "k3"]
 
 
 async def test_a_key_may_rotate_itself_and_no_other(connect):

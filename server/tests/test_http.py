@@ -142,6 +142,12 @@ async def test_nul_and_what_is_no_text_are_refused(client, path):
     assert (await client.get(path)).status_code == 400
 
 
+async def test_a_refused_path_is_in_the_trail_all_the_same(client, calls):
+    await client.get(f"{TEAMS}/a%00b")
+    [row] = await calls()
+    assert (row["resource_id"], row["details"]["status"]) == (f"{TEAMS}/a\ufffdb", 400)
+
+
 async def test_ignored_keys_are_named(client):
     answer = await client.post(TEAMS, json={"name": "x", "colour": 1, "size": 2, "created_at": "x"})
     assert (answer.status_code, answer.headers["X-Certctl-Ignored-Fields"]) == (201, "colour,size")
@@ -231,11 +237,12 @@ def test_full_buckets_are_forgotten():
         ("10.0.0.1", "1.2.3.4", "1.2.3.4"),
         ("10.0.0.1", "6.6.6.6, 1.2.3.4, 10.0.0.2", "1.2.3.4"),
         ("10.0.0.1", "10.0.0.3", "10.0.0.3"),
+        ("10.0.0.1", "6.6.6.6, <script>", "10.0.0.1"),
         ("10.0.0.1", "", "10.0.0.1"),
         ("9.9.9.9", "1.2.3.4", "9.9.9.9"),
         ("::1", "1.2.3.4", "::1"),
     ],
-    ids=["one proxy", "forged part", "only proxies", "no header", "untrusted peer", "other family"],
+    ids=["one proxy", "forged part", "only proxies", "no address", "no header", "untrusted peer", "other family"],
 )
 def test_only_trusted_proxies_say_whom_they_speak_for(peer, forwarded, found):
     scope = {"client": (peer, 1), "headers": [(b"x-forwarded-for", forwarded.encode())]}

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 from ipaddress import ip_network
-from pathlib import Path
 
 import pytest
 from certctl_core.errors import MisconfiguredError
@@ -165,4 +164,3 @@ def test_no_two_settings_share_a_variable():
     groups = [settings.Settings, *settings.GROUPS.values()]
     assert sum(len(group.variables()) for group in groups) == len(variables())
     assert all(name.startswith("CERTCTL_") for name in variables())
-    assert Path("/var/lib/certctl") == settings.SYSTEM_DATA

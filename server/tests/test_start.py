@@ -251,6 +251,37 @@ def test_the_next_commands_name_the_data_directory_only_if_they_must(tmp_path, m
     assert there[1][1].endswith("certctl agents tokens create")
 
 
+def on_the_host(data_dir, *arguments):
+    """`certctl-server` as root types it on the machine."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("CERTCTL_")}
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("certctl-server")), *arguments],
+        capture_output=True,
+        text=True,
+        env={**environ, "CERTCTL_DATA_DIR": str(data_dir)},
+        check=False,
+    )
+
+
+def test_whoever_has_the_machine_gets_back_in(tmp_path):
+    made = on_the_host(tmp_path, "keys", "create", "--role", "admin", "--name", "rescue")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith("cck_")
+    [_, line] = on_the_host(tmp_path, "keys", "list").stdout.splitlines()
+    key_id, role, name, prefix, state, *_ = line.split()
+    assert (role, name, state) == ("admin", "rescue", "valid")
+    assert made.stdout.startswith(prefix)
+    assert on_the_host(tmp_path, "keys", "revoke", key_id).returncode == 0
+    assert "ended" in on_the_host(tmp_path, "keys", "list").stdout
+    again = on_the_host(tmp_path, "keys", "revoke", key_id)
+    assert (again.returncode, again.stderr) == (1, f"Error: no valid key is called {key_id}\n")
+
+
+def test_the_schema_may_be_brought_up_to_date_before_the_start(tmp_path):
+    assert "m0001_first" in on_the_host(tmp_path, "migrate").stdout
+    assert "up to date" in on_the_host(tmp_path, "migrate").stdout
+
+
 class Process:
     """`certctl up` as a person starts it."""
 

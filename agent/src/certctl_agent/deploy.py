@@ -1,6 +1,7 @@
 """The second half of a certificate's way: join it with its key, deploy it, prove that it is served, and say so.
 
-Steps 8 and 9 of docs/main-flow.md. On any failure everything on this machine is back as it was before the server hears of it.
+Steps 8 and 9 of docs/main-flow.md. On any failure everything on this machine is back as it was before the server
+hears of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import timedelta
 from certctl_core import config
 from certctl_core.connector import Connector
 from certctl_core.errors import ConnectorError, MisconfiguredError, TransientError
-from certctl_core.run import Allowed, Egress
+from certctl_core.run import Egress
 from certctl_core.target import (
     Bundle,
     DeployRequest,
@@ -28,6 +29,7 @@ from certctl_core.x509 import San, fingerprint, parse_san
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from certctl_agent import allowed as agent_toml
 from certctl_agent.api import AgentApi, Refused, Verification
 from certctl_agent.connectors import Connectors
 from certctl_agent.host import AgentHost, FileStore, JobRun, now
@@ -54,7 +56,6 @@ class Site:
     api: AgentApi
     keys: KeyRing
     connectors: Connectors
-    allowed: Allowed
     egress: Egress
     settings: Settings
     unfinished: Unfinished
@@ -152,8 +153,10 @@ class _Attempt:
         if reading.config is None:
             faults = "; ".join(f"{path}: {message}" for path, message in reading.faults)
             raise MisconfiguredError(f"target {item.target_id} cannot work as it is configured: {faults}")
+        # Read anew each time: whoever adds the line that a refusal asked for need not start the agent again.
+        allowed = agent_toml.read(site.settings.config).allowed
         store = FileStore(site.settings.state_dir / "stores" / f"{item.target_id}.json")
-        target = cls(reading.config, AgentHost(store, site.egress, site.allowed))
+        target = cls(reading.config, AgentHost(store, site.egress, allowed))
         try:
             yield target
         finally:

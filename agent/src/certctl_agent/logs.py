@@ -44,6 +44,9 @@ def configure(level: str, form: str) -> None:
     out = logging.StreamHandler(sys.stderr)
     out.setFormatter(JsonLines() if form == "json" else Text())
     logging.basicConfig(level=LEVELS[level], handlers=[out], force=True)
+    # Libraries warn of odd certificates that lie on the disk; that is nothing to act on here.
+    logging.captureWarnings(capture=True)
+    logging.getLogger("py.warnings").setLevel(logging.NOTSET if level == "debug" else logging.ERROR)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Agent:
 
         A deployment that lasts longer than ``patience`` then is taken back.
         """
-        await self._site.unfinished.recover(self._site.allowed)
+        await self._site.unfinished.recover(agent_toml.read(self._site.settings.config).allowed)
         every = (self._beat_on(), self._poll(), self._discover(), stopping.wait())
         duties = [asyncio.create_task(each) for each in every]
         try:
@@ -175,7 +175,6 @@ def assemble(settings: Settings, egress_allow: tuple[Allowance, ...] = ()) -> Ag
         api=AgentApi(Server(settings.server_url, key=settings.api_key, tls=context), settings.agent_id),
         keys=KeyRing(settings.key_dir),
         connectors=Connectors(),
-        allowed=toml.allowed,
         egress=Guard(private_allowed=True, allow=egress_allow),
         settings=settings,
         unfinished=Unfinished(settings.state_dir / "deployments.json"),

@@ -19,7 +19,7 @@ from certctl_agent import tls
 from certctl_agent.settings import VerifySettings
 
 HANDSHAKE_SECONDS = 5.0
-AGAIN_SECONDS = 1.0
+AGAIN_SECONDS = 0.5
 LOOKING = tls.looking()
 
 

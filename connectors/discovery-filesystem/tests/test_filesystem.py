@@ -1,6 +1,7 @@
 import asyncio
 import logging
 import os
+import re
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -251,3 +252,9 @@ async def test_a_file_full_of_openings_is_read_in_one_pass(tmp_path):
     (tmp_path / "a.pem").write_bytes(b"-----BEGIN CERTIFICATE-----\n" * 37_000)
     async with asyncio.timeout(5):
         assert not await scan(tmp_path)
+
+
+def test_the_readme_lists_every_option():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for name, field in FilesystemConfig.model_fields.items():
+        assert re.search(rf"\| `{name}` \|.*\| {re.escape(field.description)}", readme), name

@@ -171,3 +171,9 @@ async def test_attempts_at_one_message_share_their_delivery_id_and_are_signed_an
     first, again, other = (request.headers for request in peer.requests)
     assert first["x-certctl-delivery"] == again["x-certctl-delivery"] != other["x-certctl-delivery"]
     assert first["x-certctl-signature"] != again["x-certctl-signature"]
+
+
+def test_the_readme_lists_every_option():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for name, field in WebhookConfig.model_fields.items():
+        assert re.search(rf"\| `{name}` \|.*\| {re.escape(field.description)}", readme), name

@@ -11,22 +11,36 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.types import ASGIApp, ControllerRouterHandler
 
+from certctl_server.agents.routes import routes as agents
 from certctl_server.audit.routes import routes as audit
 from certctl_server.auth.guard import Guard
 from certctl_server.auth.routes import routes as auth
+from certctl_server.certificates.routes import routes as certificates
+from certctl_server.connectors.routes import routes as connectors
 from certctl_server.context import Context
 from certctl_server.errors import HANDLERS
 from certctl_server.http.answer import Answer
 from certctl_server.http.calls import CallLog
 from certctl_server.http.front import Front
+from certctl_server.issuers.routes import routes as issuers
+from certctl_server.jobs.routes import routes as jobs
+from certctl_server.notices.routes import routes as notices
 from certctl_server.people.routes import routes as people
 from certctl_server.rules.routes import routes as rules
+from certctl_server.targets.routes import routes as targets
 
 ROUTES: list[ControllerRouterHandler] = [
+    *agents,
     *audit,
     *auth,
+    *certificates,
+    *jobs,
     *people,
     *rules,
+    *connectors,
+    *issuers,
+    *notices,
+    *targets,
 ]
 """Every route of the API. A feature's ``routes.py`` has its own list, named here."""
 

@@ -79,7 +79,7 @@ class ListSpec:
     order: str = "created_at"
     """The default; a leading ``-`` is descending."""
     select: str = "item.*"
-    """What is read of each row of a page."""
+    """What is read of each row of a page, its ``id`` among it."""
     joins: str = ""
     """What ``select`` needs beside the table; conditions cannot name it."""
     unless: Mapping[str, Where] = field(default_factory=dict)

@@ -49,8 +49,7 @@ async def list_response(request: Req, spec: ListSpec, *, where: Where | None = N
     if wanted.cursor is None:
         answer = await _paged(wanted, rows)
     else:
-        scope = f"{where.sql}{where.args}" if where else ""
-        walk = f"{spec.table._meta.tablename}|{scope}|{wanted.sort}|{wanted.way}|{sorted(wanted.filters.items())}"
+        walk = f"{request.scope['path']}|{wanted.sort}|{wanted.way}|{sorted(wanted.filters.items())}"
         answer = await _walked(wanted, rows, walk, await signing_key(context_of(request)))
     return Response(msgspec.json.encode(answer) + b"\n", media_type="application/json")
 

@@ -144,6 +144,27 @@ def revoke(key_id: str) -> None:
     click.echo(f"{key_id} is ended")
 
 
+@main.group()
+def audit() -> None:
+    """Look after the audit trail, directly in the database."""
+
+
+@audit.command("verify")
+def verify() -> None:
+    """Check every row, every signature and the head kept in the data directory; fails if anything was changed."""
+    from certctl_server import sealing  # noqa: PLC0415
+    from certctl_server.audit import verify as walk  # noqa: PLC0415
+
+    async def work(settings: Settings) -> walk.Verdict:
+        return await walk.verify(settings, await sealing.load(settings))
+
+    found = _in_database(work)
+    for line in walk.lines(found):
+        click.echo(line)
+    if found.faults:
+        raise click.ClickException("the audit trail is not as it was written")
+
+
 def _in_database(work: Callable[[Settings], Awaitable[T]]) -> T:
     from certctl_server import start  # noqa: PLC0415
     from certctl_server.db.migrate import migrate as apply  # noqa: PLC0415

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote, urlsplit
 
 from certctl_core.errors import MisconfiguredError
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, SecretStr, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from certctl_sdk import profile_file
+from pydantic import Field, NonNegativeFloat, PositiveInt, SecretStr, ValidationError, model_validator
+from pydantic_settings import SettingsConfigDict
 
-PREFIX = "CERTCTL_"
-SYSTEM_DATA = Path("/var/lib/certctl")
-WORDS = {**dict.fromkeys(("true", "1", "yes", "on"), True), **dict.fromkeys(("false", "0", "no", "off"), False)}
-UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-DURATION = re.compile(r"(?:\d+(?:\.\d*)?(?:ms|us|µs|ns|h|m|s))+")
+from certctl_server.environment import (
+    PREFIX,
+    Duration,
+    Flag,
+    Group,
+    Lower,
+    NamedKeys,
+    Networks,
+    Port,
+    Texts,
+    Variable,
+    present,
+    seen,
+)
+
 #: Read by the agent, the command line and the MCP server, which may share the server's environment.
 ELSEWHERE = frozenset(
     f"{PREFIX}{name}"
@@ -40,16 +46,6 @@ ELSEWHERE = frozenset(
         "DATABASE_MIGRATIONS_PATH",  # the original's; our migrations are part of the package
     )
 )
-_environ: ContextVar[Mapping[str, str]] = ContextVar("_environ")
-
-
-@dataclass(frozen=True, slots=True)
-class NamedKey:
-    """One entry of CERTCTL_API_KEYS_NAMED."""
-
-    name: str
-    key: str = field(repr=False)
-    role: Literal["admin", "operator"]
 
 
 def is_loopback(host: str) -> bool:
@@ -58,120 +54,6 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host.lower() == "localhost"
-
-
-def _word(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if value.lower() not in WORDS:
-        raise ValueError("this is neither true nor false")
-    return WORDS[value.lower()]
-
-
-def _length(value: Any) -> Any:
-    if not isinstance(value, str) or value == "0":
-        return timedelta() if value == "0" else value
-    if not DURATION.fullmatch(value):
-        raise ValueError("this is no duration like 30s or 1h30m")
-    numbers = re.findall(r"([\d.]+)([a-zµ]+)", value)
-    return timedelta(seconds=sum(float(number) * UNITS[unit] for number, unit in numbers))
-
-
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _split(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-def _networks(value: Any) -> Any:
-    return tuple(ip_network(part, strict=False) for part in _split(value)) if isinstance(value, str) else value
-
-
-def _named(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    found = []
-    for number, entry in enumerate(_split(value), 1):
-        name, _, rest = entry.partition(":")
-        key, colon, role = rest.rpartition(":")
-        if not colon:
-            key, role = rest, "operator"
-        if not name or not key or role not in {"admin", "operator"}:
-            raise ValueError(f"entry {number} is not name:key or name:key:admin")
-        found.append(NamedKey(name, key, role))
-    return tuple(found)
-
-
-Flag = Annotated[bool, BeforeValidator(_word)]
-Duration = Annotated[timedelta, BeforeValidator(_length), Field(gt=timedelta())]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
-NamedKeys = Annotated[tuple[NamedKey, ...], BeforeValidator(_named)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """Says which variable sets a field, where that is not the group's prefix and the field's name."""
-
-    name: str
-
-
-class Group(BaseSettings):
-    """Settings that belong together. Made by hand, as tests do, it sees no environment; ``read`` shows it one."""
-
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, env_prefix=PREFIX)
-
-    @classmethod
-    def settings_customise_sources(  # type: ignore[override]  # the sources that are not asked have no name here
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        **_: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let what is passed stand before the environment, and nothing else speak."""
-        return init_settings, _Environment(settings_cls)
-
-    @classmethod
-    def variables(cls) -> dict[str, str]:
-        """Return the variable of each field that has one, by the field's name."""
-        prefix = cls.model_config.get("env_prefix", PREFIX)
-        found = {}
-        for name, info in cls.model_fields.items():
-            if not _is_group(info):
-                given = [note.name for note in info.metadata if isinstance(note, Variable)]
-                found[name] = given[0] if given else f"{prefix}{name.upper()}"
-        return found
-
-
-def _is_group(info: FieldInfo) -> bool:
-    return isinstance(info.annotation, type) and issubclass(info.annotation, Group)
-
-
-class _Environment(PydanticBaseSettingsSource):
-    """Each field's own variable, else the contents of the file that ``<variable>_FILE`` names."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        group: Any = self.settings_cls
-        variable, environ = group.variables().get(field_name), _environ.get({})
-        return (_said(environ, variable) if variable else None), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        found = {name: self.get_field_value(info, name)[0] for name, info in self.settings_cls.model_fields.items()}
-        return {name: value for name, value in found.items() if value}
-
-
-def _said(environ: Mapping[str, str], variable: str) -> str:
-    if text := environ.get(variable, "").strip():
-        return text
-    if not (file := environ.get(f"{variable}_FILE", "")):
-        return ""
-    try:
-        return Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as exc:
-        raise MisconfiguredError(f"{variable}_FILE: {file} cannot be read: {exc}") from exc
 
 
 class Server(Group):
@@ -183,7 +65,7 @@ class Server(Group):
     port: Port = 8080
     names: Texts = ()
     """What clients may call this server, for its own certificate, beside what the machine knows of itself."""
-    tls_mode: Annotated[Literal["auto", "off", "self", "files"], BeforeValidator(_lower)] = "auto"
+    tls_mode: Annotated[Literal["auto", "off", "self", "files"], Lower] = "auto"
     tls_cert_path: Path | None = None
     tls_key_path: Path | None = None
 
@@ -225,8 +107,8 @@ class Log(Group):
 
     model_config = SettingsConfigDict(env_prefix=f"{PREFIX}LOG_")
 
-    level: Annotated[Literal["debug", "info", "warn", "error"], BeforeValidator(_lower)] = "info"
-    format: Annotated[Literal["json", "text"], BeforeValidator(_lower)] = "json"
+    level: Annotated[Literal["debug", "info", "warn", "error"], Lower] = "info"
+    format: Annotated[Literal["json", "text"], Lower] = "json"
 
 
 class Auth(Group):
@@ -234,7 +116,7 @@ class Auth(Group):
 
     model_config = SettingsConfigDict(env_prefix=f"{PREFIX}AUTH_")
 
-    type: Annotated[Literal["api-key", "none", "jwt"], BeforeValidator(_lower)] = "api-key"
+    type: Annotated[Literal["api-key", "none", "jwt"], Lower] = "api-key"
     secret: SecretStr = SecretStr("")
     named_keys: Annotated[NamedKeys, Variable(f"{PREFIX}API_KEYS_NAMED")] = ()
 
@@ -319,12 +201,12 @@ class Settings(Group):
     pki: Pki = Field(default_factory=Pki)
     webhook: Webhook = Field(default_factory=Webhook)
 
-    data_dir: Path = Field(default_factory=lambda: default_data_dir(_environ.get(os.environ)))
+    data_dir: Path = Field(default_factory=lambda: profile_file.data_dir(present()))
     max_body_size: PositiveInt = 1_048_576
-    agent_keys: Annotated[Literal["required", "optional"], BeforeValidator(_lower)] = "required"
+    agent_keys: Annotated[Literal["required", "optional"], Lower] = "required"
     agent_bootstrap_token: SecretStr = SecretStr("")
     cors_origins: Texts = ()
-    keygen_mode: Annotated[Literal["agent", "server"], BeforeValidator(_lower)] = "agent"
+    keygen_mode: Annotated[Literal["agent", "server"], Lower] = "agent"
     ca_cert_path: Path | None = None
     ca_key_path: Path | None = None
     config_encryption_key: SecretStr = SecretStr("")
@@ -375,23 +257,15 @@ def unused(environ: Mapping[str, str]) -> list[str]:
     )
 
 
-def default_data_dir(environ: Mapping[str, str]) -> Path:
-    """Return where the server keeps its files if not told: the system's place, else the user's."""
-    if os.access(SYSTEM_DATA if SYSTEM_DATA.exists() else SYSTEM_DATA.parent, os.W_OK):
-        return SYSTEM_DATA
-    return Path(environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "certctl"
-
-
 def read(environ: Mapping[str, str]) -> Settings:
     """Return what ``environ`` says, the defaults filled in.
 
     Raises:
         MisconfiguredError: values that do not parse or do not fit together; every one is named with its variable.
     """
-    token = _environ.set(environ)
     faults: list[str] = []
     made: dict[str, Any] = {}
-    try:
+    with seen(environ):
         for name, group in GROUPS.items():
             try:
                 made[name] = group()
@@ -402,8 +276,6 @@ def read(environ: Mapping[str, str]) -> Settings:
             settings = Settings(**made)
         except ValidationError as exc:
             faults += _told(Settings, exc)
-    finally:
-        _environ.reset(token)
     if faults:
         raise MisconfiguredError("; ".join(faults))
     return settings

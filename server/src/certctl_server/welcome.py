@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import click
+from certctl_sdk import profile_file
 
-from certctl_server.settings import default_data_dir
 from certctl_server.start import Handed, Running
 
 #: What to type next, and why. The page at ``/`` and the README show the same.
@@ -42,7 +42,7 @@ def commands(running: Running, argv0: str) -> list[tuple[str, str]]:
     """Return what to type next and why, as it works from the present directory."""
     settings, handed = running.settings, running.handed
     there = settings.data_dir.absolute()
-    elsewhere = there != default_data_dir(os.environ) and os.environ.get("CERTCTL_DATA_DIR") != str(there)
+    elsewhere = there != profile_file.data_dir(os.environ)
     prefix = f"CERTCTL_DATA_DIR={shlex.quote(str(there))} " if elsewhere else ""
     words = {
         "certctl": prefix + program("certctl", argv0),

@@ -147,7 +147,12 @@ async def _running(agent_id: str, row: db.Row, lease: timedelta, actor: Actor) -
         return
     if row["type"] != JobType.DEPLOYMENT or row["status"] != JobState.PENDING:
         raise conflict(f"The job is {row['status']} and cannot become Running")
-    started = {"owner": owner, "fence": Job.fence + 1, "attempts": Job.attempts + 1, "started_at": db.now()}
+    started: dict[str, Any] = {
+        "owner": owner,
+        "fence": Job.fence + 1,
+        "attempts": Job.attempts + 1,
+        "started_at": db.now(),
+    }
     async with db.transaction():
         where = (Job.id == row["id"]) & (Job.agent_id == agent_id)
         if not await move(where, JobState.PENDING, JobState.RUNNING, actor=actor, offer_at=None, **started):
@@ -159,7 +164,7 @@ async def _deployed(row: db.Row, actor: Actor) -> None:
     """Completed: served if a handshake said so, a mismatch if it said otherwise, else deployed."""
     seen = row["verification_status"]
     state = {"success": DeploymentState.SERVED, "failed": DeploymentState.MISMATCH}.get(seen, DeploymentState.DEPLOYED)
-    facts = {} if seen in {"success", "failed"} else {"verification_status": "skipped"}
+    facts: dict[str, Any] = {} if seen in {"success", "failed"} else {"verification_status": "skipped"}
     failures = row["failures"] + 1 if state is DeploymentState.MISMATCH else 0
     served = row["fingerprint_sha256"] if state is DeploymentState.SERVED else row["verification_fingerprint"]
     async with db.transaction():

@@ -27,7 +27,7 @@ from certctl_server.crud import one
 from certctl_server.errors import Refused, invalid, not_found
 from certctl_server.filters import equal, word
 from certctl_server.http.answer import Answer
-from certctl_server.lists import Row, list_response, listed
+from certctl_server.lists import Key, Row, list_response, listed
 
 BASE = "/api/v1/agents"
 OWN = BASE + "/{id:str}"
@@ -108,7 +108,7 @@ AGENTS = listed(
         "status": word("item.status", AgentStatus),
         **{name: equal(f"item.{name}") for name in ("os", "architecture", "version", "name")},
     },
-    order="created_at",
+    keys={"created_at": Key("item.created_at", "time", may_be_empty=False)},
 )
 TOKEN_FIELDS = ("id", "name", "max_uses", "uses", "expires_at", "created_at", "created_by", "last_used_at")
 

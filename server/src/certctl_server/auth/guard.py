@@ -12,7 +12,7 @@ from litestar.handlers import BaseRouteHandler
 
 from certctl_server.auth.keys import Keyring, authenticate, authenticate_token
 from certctl_server.auth.principal import EVERYBODY, NOBODY, Principal
-from certctl_server.auth.roles import OPEN, Role
+from certctl_server.auth.roles import Role
 from certctl_server.context import Context
 from certctl_server.errors import Refused
 from certctl_server.http.client_address import client_address
@@ -47,7 +47,7 @@ class Guard:
             raise Refused(HTTPStatus.FORBIDDEN, "Nobody may do this")
         # Set first, so that the audit trail knows a refused caller as well.
         connection.scope["user"] = NOBODY
-        if roles is OPEN:
+        if Role.ANONYMOUS in roles:
             self._limit(connection, NOBODY)
             return
         principal = await self._who(connection, enrolling=Role.ENROLMENT in roles)

@@ -89,10 +89,9 @@ async def authenticate(key: str, keyring: Keyring, now: datetime) -> Principal |
     The first use of a key that replaces another ends the other one.
     """
     wanted = digest(key)
-    rows = await db.fetch(FIND, wanted, now)
-    known = keyring.find(wanted)
-    if known:
+    if known := keyring.find(wanted):
         return known
+    rows = await db.fetch(FIND, wanted, now)
     if not rows or not hmac.compare_digest(rows[0]["digest"], wanted):
         return None
     row = rows[0]

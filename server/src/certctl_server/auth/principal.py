@@ -86,7 +86,7 @@ async def agent_caller(principal: Principal, agent_id: str, settings: Settings, 
     """Return whether ``principal`` acts as the agent (True) or is a person or program that only looks (False).
 
     With CERTCTL_AGENT_KEYS=optional an admin or operator key stands in for an agent until that agent's own key
-    was used.
+    was used. Where no keys are asked for (CERTCTL_AUTH_TYPE=none), everybody acts as any agent.
 
     Args:
         principal: Who calls.
@@ -97,7 +97,7 @@ async def agent_caller(principal: Principal, agent_id: str, settings: Settings, 
     Raises:
         Refused: 403, neither is allowed.
     """
-    if principal.agent_id and principal.agent_id == agent_id:
+    if principal == EVERYBODY or (principal.agent_id and principal.agent_id == agent_id):
         return True
     if principal.role in WRITE:
         if settings.agent_keys == "optional" and not await db.fetch(OWN_KEY_USED, agent_id):

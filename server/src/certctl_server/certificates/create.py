@@ -13,6 +13,7 @@ from certctl_core.certificate import Status
 from certctl_core.job import JobType
 from certctl_core.names import San, SanKind, normalise_sans, parse_san
 from certctl_core.profile import DEFAULT, check_names
+from piccolo.columns import Column
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, audited, record
@@ -208,12 +209,13 @@ async def change(row: db.Row, values: Mapping[str, Any], actor: Actor) -> None:
         faults |= await _outside(after["certificate_profile_id"], cn, normal)
     if faults:
         raise invalid(faults)
-    columns = {name: value for name, value in values.items() if name not in {"target_ids", "sans", "tags"}}
+    columns: dict[Column | str, Any] = {}
+    columns.update((name, value) for name, value in values.items() if name not in {"target_ids", "sans", "tags"})
     columns |= {"common_name": cn, "sans": json.dumps([str(san) for san in normal]), "updated_at": db.now()}
     if "tags" in values:
         columns["tags"] = json.dumps(values["tags"])
     async with audited(actor, "certificate_updated", "certificate", row["id"], {"fields": sorted(values)}):
-        await Certificate.update({**columns}).where(Certificate.id == row["id"])
+        await Certificate.update(columns).where(Certificate.id == row["id"])
         if "target_ids" in values:
             await map_targets(row["id"], values["target_ids"], actor)
         await settle([row["id"]], actor=actor)

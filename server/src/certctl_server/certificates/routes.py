@@ -1,6 +1,7 @@
 """Certificates over HTTP."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,14 +15,14 @@ from certctl_server.auth.roles import READ, WRITE
 from certctl_server.body import ID, Name, Time, changes, new
 from certctl_server.certificates.act import REASONS, Renewal, redeploy, renew, revoke
 from certctl_server.certificates.create import IMPORT, IMPORTED, Wanted, archive, change, create
-from certctl_server.certificates.tables import Certificate, CertificateTarget, CertificateVersion
+from certctl_server.certificates.tables import Certificate, CertificateVersion
+from certctl_server.connectors.rows import listing
 from certctl_server.context import Ctx
 from certctl_server.crud import one
 from certctl_server.filters import Filter, any_of, equal, word
 from certctl_server.http.answer import Answer
 from certctl_server.lists import Key, Row, list_response, listed
-from certctl_server.targets.routes import FIELDS as TARGET_FIELDS
-from certctl_server.targets.routes import show as show_target
+from certctl_server.targets.service import TARGETS
 
 BASE = "/api/v1/certificates"
 ALIASES = {"profile_id": "certificate_profile_id"}
@@ -171,28 +172,14 @@ def show_version(row: Row) -> Row:
 VERSIONS = listed(CertificateVersion, show_version, (*VERSION_FIELDS, *VERSION_OPTIONAL), order="-created_at")
 
 
-def show_deployment(row: Row) -> Row:
-    """Return a target with what is there of the certificate."""
-    there = {
-        "last_job_id": row["last_job_id"],
-        "last_status": row["job_status"],
-        "last_deployed_at": row["last_deployed_at"],
-        "served_fingerprint": row["served_fingerprint"],
-    }
-    return show_target(row) | {name: value for name, value in there.items() if value}
-
-
-DEPLOYMENTS = listed(
-    CertificateTarget,
-    show_deployment,
-    TARGET_FIELDS,
-    keys={"id": Key("item.target_id", may_be_empty=False)},
-    order="id",
-    select="t.*, item.last_job_id, item.last_deployed_at, item.served_fingerprint, j.status AS job_status,"
-    " a.last_heartbeat_at",
-    joins="JOIN target t ON t.id = item.target_id LEFT JOIN job j ON j.id = item.last_job_id"
-    " LEFT JOIN agent a ON a.id = t.agent_id",
+TARGETS_LIST = listing(TARGETS, {})
+THERE = db.Sql(
+    """
+    SELECT m.target_id, m.last_job_id, m.last_deployed_at, m.served_fingerprint, j.status AS last_status
+    FROM certificate_target m LEFT JOIN job j ON j.id = m.last_job_id WHERE m.certificate_id = $1
+    """
 )
+MAPPED = "item.id IN (SELECT target_id FROM certificate_target WHERE certificate_id = {})"
 
 
 async def _object(id: str, request: Req) -> Row:
@@ -215,7 +202,7 @@ async def create_(request: Req) -> Answer[Row]:
     if body.environment == IMPORT:
         given |= {name: given[name] or placeholder for name, placeholder in IMPORTED.items()}
     given |= {"sans": tuple(body.sans), "target_ids": tuple(body.target_ids), "status": Status(body.status)}
-    if body.status == Status.PENDING:
+    if body.status == "Pending":
         given |= {"expires_at": None, "serial_number": ""}
     id, job_id = await create(Wanted(**given), actor_of(request))
     return Answer(await _object(id, request) | ({"job_id": job_id} if job_id else {}), status_code=201)
@@ -249,10 +236,14 @@ async def versions(id: FromPath[str], request: Req) -> Response[bytes]:
 
 
 @get(BASE + "/{id:str}/deployments", opt={"roles": READ})
-async def deployments(id: FromPath[str], request: Req) -> Response[bytes]:
+async def deployments(id: FromPath[str], request: Req, ctx: Ctx) -> Response[bytes]:
     """List the targets of a certificate, with what is there."""
     await one(Certificate, id, request.user, "Certificate")
-    return await list_response(request, DEPLOYMENTS, where=Where("item.certificate_id = {}", (id,)))
+    there = {
+        row.pop("target_id"): {name: each for name, each in row.items() if each} for row in await db.fetch(THERE, id)
+    }
+    spec = replace(TARGETS_LIST, show=lambda row: TARGETS.show(row, ctx.plugins) | there[row["id"]])
+    return await list_response(request, spec, where=Where(MAPPED, (id,)))
 
 
 @post(BASE + "/{id:str}/renew", opt={"roles": WRITE}, status_code=202)

@@ -29,7 +29,7 @@ def configured_routes(
     """Build the routes of a family; ``more`` are handlers with paths below the same one."""
     fields = [("id", ID, "")]
     body_of_new: type[msgspec.Struct] = msgspec.defstruct(f"New{family.body.__name__}", fields, bases=(family.body,))
-    spec = _spec(family, filters or {})
+    spec = listing(family, filters or {})
 
     @get("/", opt={"roles": READ})
     async def list_(request: Req, ctx: Ctx) -> Response[bytes]:
@@ -46,9 +46,7 @@ def configured_routes(
     @post("/", opt={"roles": WRITE})
     async def create_(request: Req, ctx: Ctx) -> Answer[Row]:
         body = await new(request, body_of_new)
-        return Answer(
-            await create(family, ctx, request, msgspec.structs.asdict(body)), status_code=HTTPStatus.CREATED
-        )
+        return Answer(await create(family, ctx, request, msgspec.structs.asdict(body)), status_code=HTTPStatus.CREATED)
 
     @put("/{id:str}", opt={"roles": WRITE})
     async def update_(request: Req, ctx: Ctx, id: FromPath[str]) -> Row:
@@ -62,8 +60,8 @@ def configured_routes(
     return Router(family.path, route_handlers=handlers, tags=[family.kind])
 
 
-def _spec(family: Family, filters: dict[str, Filter]) -> ListSpec:
-    """All but what hangs on the installed connectors."""
+def listing(family: Family, filters: dict[str, Filter]) -> ListSpec:
+    """Return what the list of a family is, but for what hangs on the installed connectors."""
     return listed(
         family.table,
         lambda row: row,

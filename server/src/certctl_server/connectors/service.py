@@ -19,10 +19,10 @@ from certctl_core.plugins import Plugins
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, audited
-from certctl_server.auth.principal import Principal, Req, actor_of
+from certctl_server.auth.principal import Req, actor_of
 from certctl_server.connectors.config import hide, merged, seal, sealed_keys, unseal
 from certctl_server.connectors.tables import Configured
-from certctl_server.context import Context
+from certctl_server.context import Context, context_of
 from certctl_server.crud import missing_references, one
 from certctl_server.errors import conflict, invalid
 from certctl_server.ids import new_id
@@ -181,9 +181,7 @@ def assess(family: Family, ctx: Context, type_: str, stored: Mapping[str, Any], 
         # "" is how forms send what was not filled in; without a path the options do not go together.
         absent = not path or _at(raw, path) in (None, "")
         (missing if absent else faults)[f"config.{path}".removesuffix(".")] = message
-    return Verdict(
-        complete=not missing and not faults, warnings=reading.warnings, missing=missing, faults=faults
-    )
+    return Verdict(complete=not missing and not faults, warnings=reading.warnings, missing=missing, faults=faults)
 
 
 def _required(model: Model) -> Iterable[str]:
@@ -209,7 +207,7 @@ async def create(family: Family, ctx: Context, request: Req, values: Row) -> Row
         Refused: 400, naming the fields at fault.
     """
     row_id = values.pop("id") or new_id(family.prefix)
-    columns = await _columns(family, ctx, request.user, row_id, values, None)
+    columns = await _columns(family, request, row_id, values, None)
     now = ctx.clock()
     actor = actor_of(request)
     told = {"name": values["name"], "type": columns["type"]}
@@ -229,7 +227,7 @@ async def update(family: Family, ctx: Context, request: Req, row_id: str, values
     actor = actor_of(request)
     async with db.transaction():
         before = await one(family.table, row_id, request.user, family.kind, lock=True)
-        columns = await _columns(family, ctx, request.user, row_id, values, before)
+        columns = await _columns(family, request, row_id, values, before)
         told = {"changed": sorted(values), "options": sorted(values.get("config") or ())}
         async with audited(actor, f"{family.name}_updated", family.name, row_id, told):
             await family.table.update(**columns, updated_at=ctx.clock()).where(family.table.id == row_id)
@@ -299,13 +297,11 @@ def _judged(family: Family, ctx: Context, row: Row) -> dict[str, str]:
     }
 
 
-async def _columns(
-    family: Family, ctx: Context, principal: Principal, row_id: str, values: Row, before: Row | None
-) -> Row:
+async def _columns(family: Family, request: Req, row_id: str, values: Row, before: Row | None) -> Row:
     """Return the columns to write: what the client gave, its options merged, sealed and judged."""
-    old = before or NEW
+    ctx, old = context_of(request), before or NEW
     given = values.get("config")
-    faults = await missing_references(family.table, values, principal)
+    faults = await missing_references(family.table, values, request.user)
     type_ = _type(family, ctx, values, old, faults)
     if given:
         faults |= {f"config.{key}": "is not possible" for key in sealed_keys(given)}

@@ -16,15 +16,25 @@ def client_address(scope: Scope, trusted: Sequence[IPv4Network | IPv6Network]) -
         return address
     forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
     for each in reversed([part.strip() for part in forwarded.split(",") if part.strip()]):
-        address = each[:64]
+        # What is no address did not come from a proxy of ours.
+        if not _is_address(each):
+            break
+        address = each
         if not _is_in(each, trusted):
             break
     return address
 
 
-def _is_in(text: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+def _is_address(text: str) -> bool:
     try:
-        address = ip_address(text)
+        ip_address(text)
     except ValueError:
         return False
+    return True
+
+
+def _is_in(text: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    if not _is_address(text):
+        return False
+    address = ip_address(text)
     return any(address in network for network in networks if network.version == address.version)

@@ -105,7 +105,8 @@ class Front:
     def _note(self, scope: HTTPScope, exchange: Exchange) -> None:
         milliseconds = round((time.perf_counter() - exchange.started) * 1000, 3)
         principal: Principal = scope.get("user") or NOBODY
-        path, id = exchange.path, request_id(scope)
+        # PostgreSQL keeps no U+0000, and such a path is refused, not lost from the trail.
+        path, id = exchange.path.replace("\0", "\N{REPLACEMENT CHARACTER}"), request_id(scope)
         log.info(
             "answered",
             extra={

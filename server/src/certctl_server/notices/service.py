@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -19,7 +19,7 @@ from certctl_server.jobs.tables import Job
 from certctl_server.notices.tables import Notification, Notifier
 from certctl_server.notices.tell import lane_of_notifier
 
-Event = Literal[
+Event: TypeAlias = Literal[
     "ExpirationWarning",
     "RenewalSuccess",
     "RenewalFailure",
@@ -28,7 +28,7 @@ Event = Literal[
     "PolicyViolation",
     "Revocation",
 ]
-EVENTS: tuple[str, ...] = Event.__args__  # type: ignore[attr-defined]  # what a Literal lists
+EVENTS: tuple[Event, ...] = get_args(Event)
 CHANNELS = ("Email", "Webhook", "Slack", "Teams", "PagerDuty", "OpsGenie", "JiraServiceManagement")
 STATES = ("pending", "sent", "failed", "read", "dead")
 STATUS = """CASE WHEN item.status = 'ready' AND EXISTS (SELECT 1 FROM lane
@@ -58,7 +58,9 @@ class NotifierBody(msgspec.Struct):
     type: Annotated[str, msgspec.Meta(max_length=64)]
     config: dict[str, Any] = msgspec.field(default_factory=dict)
     enabled: bool = True
-    events: Annotated[list[Event], msgspec.Meta(min_length=1, max_length=64)] = msgspec.field(default_factory=lambda: list(EVENTS))
+    events: Annotated[list[Event], msgspec.Meta(min_length=1, max_length=64)] = msgspec.field(
+        default_factory=lambda: list(EVENTS)
+    )
 
 
 async def failed(job: Claimed, message: str, over: bool, next_retry_at: datetime | None) -> None:  # noqa: FBT001

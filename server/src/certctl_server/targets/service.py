@@ -34,8 +34,9 @@ START_OVER = db.Sql(
     """
 )
 HEARTBEAT = db.Sql("SELECT last_heartbeat_at FROM agent WHERE id = $1")
-STATUS = f"""CASE WHEN item.status = 'ready' AND NOT EXISTS (SELECT 1 FROM agent WHERE agent.id = item.agent_id
-    AND agent.last_heartbeat_at >= {{after:-{FRESH.total_seconds():.0f}}}) THEN 'offline' ELSE item.status END"""
+# Of FRESH, in seconds.
+STATUS = """CASE WHEN item.status = 'ready' AND NOT EXISTS (SELECT 1 FROM agent WHERE agent.id = item.agent_id
+    AND agent.last_heartbeat_at >= {after:-300}) THEN 'offline' ELSE item.status END"""
 
 
 class TargetBody(msgspec.Struct):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from certctl_server.db.sql import Dialect
 
 NAMED = "id TEXT PRIMARY KEY, name TEXT NOT NULL"
@@ -223,8 +225,8 @@ CERTIFICATES = [
         _text("serial_number"),
         "not_before TIMESTAMPTZ NOT NULL",
         "not_after TIMESTAMPTZ NOT NULL",
-        _text("fingerprint_sha256", 64),
-        _text("public_key_sha256", 64),
+        _text("fingerprint_sha256"),
+        _text("public_key_sha256"),
         _text("pem_chain"),
         _text("csr_pem"),
         _text("key_algorithm"),
@@ -308,7 +310,7 @@ JOBS = [
         _text("result", "{}"),
         _text("run_state", "{}"),
         _text("csr_pem"),
-        _text("csr_sha256", 64),
+        _text("csr_sha256"),
         _text("traceparent"),
         "scheduled_at TIMESTAMPTZ NOT NULL",
         "started_at TIMESTAMPTZ NULL",
@@ -536,9 +538,14 @@ def _append_only_sqlite() -> list[str]:
     ]
 
 
+def _by_code_point(statement: str) -> str:
+    """Sort and compare text as SQLite does, whatever the locale of the database, and let indexes serve for it."""
+    return re.sub(r"\b(TEXT)(?= (?:NOT NULL|NULL|PRIMARY KEY)\b)", r'\1 COLLATE "C"', statement)
+
+
 def statements(dialect: Dialect) -> list[str]:
     """Return what makes the schema, in order."""
-    return [
+    found = [
         *PEOPLE,
         *RULES,
         *CONNECTED,
@@ -551,3 +558,4 @@ def statements(dialect: Dialect) -> list[str]:
         *LISTS,
         *_audit(dialect),
     ]
+    return [_by_code_point(statement) for statement in found] if dialect == "postgres" else found

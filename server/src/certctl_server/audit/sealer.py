@@ -1,0 +1,134 @@
+"""Chain committed audit rows, sign the chain from time to time, and keep its head outside the database."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from certctl_server import db, files
+from certctl_server.audit import chain
+from certctl_server.audit.chain import HEAD_FILE, START, Link
+from certctl_server.context import Context
+from certctl_server.leader import Leadership
+
+log = logging.getLogger(__name__)
+PASS = 2000
+CHECKPOINT_ROWS = 1000
+CHECKPOINT_AFTER = timedelta(seconds=60)
+
+# One at a time: the second waits here, then sees what the first has chained.
+LOCK = db.Sql(postgres="SELECT pg_advisory_xact_lock(7381951)", sqlite="SELECT 1 AS locked")
+WAITING = db.Sql("SELECT number FROM audit_event WHERE sequence IS NULL LIMIT 1")
+UNSEALED = db.Sql("SELECT * FROM audit_event WHERE sequence IS NULL ORDER BY number LIMIT $1")
+HEAD = db.Sql("SELECT sequence, hash FROM audit_event WHERE sequence IS NOT NULL ORDER BY sequence DESC LIMIT 1")
+LAST_CHECKPOINT = db.Sql("SELECT sequence, hash, created_at FROM audit_checkpoint ORDER BY sequence DESC LIMIT 1")
+WRITE = db.update_rows("audit_event", "id", {"sequence": "bigint", "previous_hash": "text", "hash": "text"})
+CHECKPOINT = db.Sql(
+    "INSERT INTO audit_checkpoint (sequence, hash, signature, created_at) VALUES ($1, $2, $3, $4)"
+    " ON CONFLICT (sequence) DO NOTHING"
+)
+
+
+async def seal(ctx: Context, leadership: Leadership) -> datetime | None:
+    """Chain the rows that were committed since; return when to look again if there are more than one pass takes.
+
+    Raises:
+        NotLeading: another process does it now; nothing was written.
+        MisconfiguredError: the signing key cannot be opened.
+    """
+    sealed = await seal_pass(ctx, leadership)
+    return db.now() if sealed == PASS else None
+
+
+async def seal_pass(ctx: Context, leadership: Leadership) -> int:
+    """Chain up to ``PASS`` rows and return how many; errors as ``seal``.
+
+    Rows are chained in the order of their numbers among those that are committed by now.
+    """
+    if not await db.fetch(WAITING) and not await _checkpoint_is_due(ctx):
+        return 0
+    key = await chain.signing_key(ctx.cipher)
+    async with leadership.leading():
+        await db.fetch(LOCK)
+        before = await head()
+        rows = await db.fetch(UNSEALED, PASS)
+        links = list(_chained(before, rows))
+        if rows:
+            await db.fetch(WRITE, json.dumps(list(_columns(before, rows, links))))
+        await _sign(ctx, key, links or [before])
+    if links:
+        _keep_outside(ctx.settings.data_dir, key, links[-1])
+    return len(links)
+
+
+async def head() -> Link:
+    """Return the end of the chain in the database."""
+    # Rows that were archived leave their last checkpoint behind, and the chain goes on from there.
+    found = await db.fetch(HEAD) or await db.fetch(LAST_CHECKPOINT)
+    return Link(found[0]["sequence"], found[0]["hash"]) if found else START
+
+
+def _chained(before: Link, rows: Sequence[db.Row]) -> Iterator[Link]:
+    for row in rows:
+        before = chain.follow(before, row)
+        yield before
+
+
+def _columns(before: Link, rows: Sequence[db.Row], links: Sequence[Link]) -> Iterator[dict[str, Any]]:
+    for row, previous, link in zip(rows, [before, *links], links, strict=False):
+        yield {"id": row["id"], "sequence": link.sequence, "previous_hash": previous.hash, "hash": link.hash}
+
+
+async def _checkpoint_is_due(ctx: Context) -> bool:
+    """Whether rows that nothing was chained after have waited for a signature long enough."""
+    last = await db.fetch(LAST_CHECKPOINT)
+    if not last or ctx.clock() - last[0]["created_at"] < CHECKPOINT_AFTER:
+        return False
+    return (await head()).sequence > int(last[0]["sequence"])
+
+
+async def _sign(ctx: Context, key: Ed25519PrivateKey, links: Sequence[Link]) -> None:
+    """Sign what lies too far behind the last checkpoint, in rows or in time."""
+    found = await db.fetch(LAST_CHECKPOINT)
+    signed, at = (found[0]["sequence"], found[0]["created_at"]) if found else (0, datetime.min.replace(tzinfo=UTC))
+    now = ctx.clock()
+    for link in links:
+        late = link is links[-1] and link.sequence > signed and now - at >= CHECKPOINT_AFTER
+        if late or link.sequence >= signed + CHECKPOINT_ROWS:
+            await db.fetch(CHECKPOINT, link.sequence, link.hash, chain.sign(key, link), now)
+            signed = link.sequence
+
+
+def _keep_outside(directory: Path, key: Ed25519PrivateKey, link: Link) -> None:
+    """Write the head where whoever changes the database does not reach.
+
+    A file that is ahead of the database is kept: it is the witness that rows are gone.
+    """
+    path = directory / HEAD_FILE
+    kept = read_head(path)
+    if kept and kept[0].sequence > link.sequence:
+        log.error(
+            "the audit trail is shorter than it was: verify it, and remove the file once that is explained",
+            extra={"file": str(path), "was": kept[0].sequence, "is": link.sequence},
+        )
+        return
+    text = json.dumps({"sequence": link.sequence, "hash": link.hash, "signature": chain.sign(key, link)})
+    try:
+        files.replace(path, text + "\n", mode=0o600)
+    except OSError as exc:
+        log.warning("the head of the audit trail is not kept", extra={"file": str(path)}, exc_info=exc)
+
+
+def read_head(path: Path) -> tuple[Link, str] | None:
+    """Return the head that was kept in a file, and its signature; None if there is none that can be read."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return Link(int(kept["sequence"]), str(kept["hash"])), str(kept["signature"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
