@@ -159,6 +159,24 @@ def test_an_agent_without_a_key_says_how_to_get_one(plane, agent):
     assert "certctl-agent enroll" in agent.said
 
 
+def test_two_agents_do_not_share_what_one_keeps(plane, agent):
+    agent.start()
+    plane.until(lambda: plane.beats)
+    first = agent.process
+    agent.start()
+    assert agent.ended() == 1
+    assert "another agent runs" in agent.said
+    first.terminate()
+    assert first.wait(10) == 0
+
+
+def test_a_clock_that_is_off_is_told_once(plane, agent):
+    plane.forced["/heartbeat"] = 200, {"server_time": "2020-01-01T00:00:00Z"}
+    agent.start()
+    plane.until(lambda: calls(plane, "/work"))
+    assert agent.said.count("clock is off") == 1
+
+
 def test_the_flags_of_the_original_work(plane, agent):
     for name in ("CERTCTL_SERVER_URL", "CERTCTL_API_KEY", "CERTCTL_AGENT_ID"):
         del agent.environ[name]

@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pty
+import re
+import select
 import signal
 import socket
 import stat
@@ -351,3 +354,37 @@ def test_up_starts_from_nothing_and_finds_everything_again(tmp_path):
     finally:
         out, _ = process.stop()
     assert "admin key" not in out
+
+
+def test_on_a_terminal_the_first_keys_are_shown_once(tmp_path):
+    port = free_port()
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("CERTCTL_")}
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [str(Path(sys.executable).with_name("certctl")), "up", "--port", str(port), "--data-dir", str(tmp_path)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**environ, "TERM": "xterm", "COLUMNS": "200"},
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while b"certs list" not in seen:
+            assert select.select([ours], [], [], 30)[0], seen
+            seen += os.read(ours, 65536)
+    finally:
+        child.send_signal(signal.SIGINT)
+        while select.select([ours], [], [], 35)[0]:
+            try:
+                os.read(ours, 65536)
+            except OSError:
+                break
+        os.close(ours)
+        assert child.wait(35) == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", seen.decode())
+    [key] = re.findall(r"cck_[0-9a-f]{8}_[\w-]{43}", text)
+    assert len(re.findall(r"enroll --yes --token [\w-]{43}\s", text)) == 1
+    assert key != profile_file.read(tmp_path).api_key
+    assert not (tmp_path / "admin-key").exists()
+    assert not (tmp_path / "enrol-token").exists()

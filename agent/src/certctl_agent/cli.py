@@ -69,10 +69,11 @@ def _run(options: Mapping[str, str | None]) -> None:
     try:
         found = settings.read(os.environ, _given(options))
         logs.configure(found.log_level, found.log_format)
-        agent = main.assemble(found, _egress_allow())
+        private.make_directory(found.state_dir)
+        with private.alone(found.state_dir / "agent.lock"):
+            asyncio.run(main.serve(main.assemble(found, _egress_allow())))
     except MisconfiguredError as exc:
         raise click.ClickException(str(exc)) from exc
-    asyncio.run(main.serve(agent))
 
 
 def _egress_allow() -> tuple[Any, ...]:

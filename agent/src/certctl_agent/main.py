@@ -52,6 +52,7 @@ class Agent:
         self._jobs = Jobs(self._do)
         self._wait = WAIT_SECONDS
         self._greeted = asyncio.Event()
+        self._skewed = False
 
     async def run(self, stopping: asyncio.Event, *, patience: timedelta = FINISH) -> None:
         """Do all duties until ``stopping`` or until the server retires this agent; then finish what is at hand.
@@ -83,8 +84,10 @@ class Agent:
         facts = await in_thread(lambda: machine.facts(self._site.settings.server_url))
         more = {"capabilities": CAPABILITIES, "local_time": now().isoformat(), "boot_id": self._boot_id}
         answer = await self._api.heartbeat({**facts, **more})
-        if abs(offset := machine.clock_offset(answer.get("server_time"), now())) > TOLERATED_OFFSET:
+        offset = machine.clock_offset(answer.get("server_time"), now())
+        if (skewed := abs(offset) > TOLERATED_OFFSET) and not self._skewed:
             log.warning("this machine's clock is off: it gets no work that needs a CSR", extra={"offset": str(offset)})
+        self._skewed = skewed
 
     async def _poll(self) -> None:
         # The first beat ends whatever leases an earlier run left, so it comes before any work.
@@ -185,9 +188,13 @@ def assemble(settings: Settings, egress_allow: tuple[Allowance, ...] = ()) -> Ag
 async def serve(agent: Agent) -> None:
     """Run ``agent`` until it is told to stop."""
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        log.info("told to stop", extra={"signal": number.name})
+        stopping.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
     log.info("agent started")
     await agent.run(stopping)
     log.info("agent stopped")

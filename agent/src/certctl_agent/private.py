@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,25 @@ def remove(*paths: Path) -> None:
         path.unlink(missing_ok=True)
     for directory in {path.parent for path in paths}:
         _sync(directory)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Be the only process that holds ``path``; whatever ends the process lets go of it.
+
+    Raises:
+        MisconfiguredError: another one does.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as exc:
+        raise MisconfiguredError(
+            f"another agent runs with {path.parent}: stop it, or name another --state-dir"
+        ) from exc
+    finally:
+        os.close(fd)
 
 
 def sweep(directory: Path) -> None:

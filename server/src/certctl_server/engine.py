@@ -16,7 +16,7 @@ import dramatiq
 from dramatiq.brokers.stub import StubBroker
 
 from certctl_server.agents.health import watch
-#SEAL from certctl_server.audit.sealer import seal
+from certctl_server.audit.sealer import seal
 from certctl_server.certificates import renewal
 from certctl_server.context import Context
 from certctl_server.jobs import bell
@@ -116,5 +116,5 @@ def _loops(ctx: Context, sweeper: Sweeper) -> list[Loop]:
         Loop("job timeouts", intervals.job_timeout_interval, timeouts),
         Loop("agent health", intervals.agent_health_check_interval, watch),
         Loop("status flips", timedelta(seconds=1), renewal.flips),
-        #SEAL Loop("audit sealer", SEAL_EVERY, partial(seal, ctx)),
+        Loop("audit sealer", SEAL_EVERY, partial(seal, ctx)),
     ]

@@ -35,6 +35,13 @@ REFERRED_SQLITE = ("SQLITE_CONSTRAINT_FOREIGNKEY", "SQLITE_CONSTRAINT_TRIGGER")
 TAKEN = "The id or name is taken"
 REFERRED = "It is in use, or refers to what is not there"
 UNAVAILABLE = "The database cannot be reached"
+#: A server that shuts down, is full or has failed over, and transactions that lost against another.
+FOR_NOW = (
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TransactionRollbackError,
+)
 
 
 class Refused(Exception):
@@ -189,6 +196,6 @@ HANDLERS: ExceptionHandlersMap = {
     asyncpg.ForeignKeyViolationError: _referred,
     asyncpg.RestrictViolationError: _referred,
     sqlite3.Error: _sqlite,
-    **dict.fromkeys(UNREACHABLE, _unreachable),
+    **dict.fromkeys((*UNREACHABLE, *FOR_NOW), _unreachable),
     Exception: _bug,
 }

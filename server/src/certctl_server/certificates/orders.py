@@ -1,4 +1,7 @@
-"""Order certificates: jobs of type Issuance or Renewal, one per agent that keeps a key of its own."""
+"""Order certificates: jobs of type Issuance or Renewal, one per agent that keeps a key of its own.
+
+Step 4 of the main flow (docs/main-flow.md).
+"""
 
 from __future__ import annotations
 

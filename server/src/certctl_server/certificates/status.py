@@ -73,6 +73,11 @@ WRITE = db.update_rows(
         "updated_at": "timestamptz",
     },
 )
+CHUNK = 2000
+REFERRING = {
+    column: db.Sql(f"SELECT id FROM certificate WHERE {column} = $1 AND id > $2 ORDER BY id LIMIT $3")  # noqa: S608  # ours
+    for column in ("issuer_id", "renewal_policy_id")
+}
 FLIPPING = db.Sql("SELECT id FROM certificate WHERE flip_at <= $1 ORDER BY flip_at LIMIT $2")
 
 
@@ -163,3 +168,11 @@ async def flip(now: datetime) -> int:
     ids = [row["id"] for row in await db.fetch(FLIPPING, now, FLIPS)]
     await settle(ids, now=now)
     return len(ids)
+
+
+async def settle_referring(column: str, id: str, *, actor: Actor = SYSTEM) -> None:
+    """Settle every certificate whose ``column``, ``issuer_id`` or ``renewal_policy_id``, refers to a row that changed."""
+    last = ""
+    while rows := await db.fetch(REFERRING[column], id, last, CHUNK):
+        last = rows[-1]["id"]
+        await settle([row["id"] for row in rows], actor=actor)

@@ -1,4 +1,7 @@
-"""Store what a CA signed: version, facts, deployments, the job's end and its intent, all in one transaction."""
+"""Store what a CA signed: version, facts, deployments, the job's end and its intent, all in one transaction.
+
+Step 7 of the main flow (docs/main-flow.md).
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,8 @@ import sqlite3
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
+import asyncpg
+
 from certctl_server.audit.record import Event, record
 from certctl_server.db.engines import UNREACHABLE
 
@@ -24,7 +26,7 @@ POLLS = re.compile(r"/api/v1/agents/([^/]+)/(heartbeat|work)\Z")
 
 
 class CallLog:
-    """Collects what was called; ``running`` writes it down until the server stops."""
+    """Collects what was called; ``running`` writes it down until the server stops, before the database is closed."""
 
     def __init__(self) -> None:
         self._waiting: list[Event] = []
@@ -58,9 +60,10 @@ class CallLog:
         for start in range(0, len(waiting), FULL):
             try:
                 await record(waiting[start : start + FULL])
-            except (*UNREACHABLE, sqlite3.OperationalError) as exc:
-                log.warning("audit rows wait: the database cannot be reached", extra={"rows": len(waiting) - start})
-                log.debug("what it said", exc_info=exc)
+            except (*UNREACHABLE, asyncpg.PostgresError, sqlite3.Error) as exc:
+                log.warning(
+                    "call rows wait: the database took none", extra={"rows": len(waiting) - start}, exc_info=exc
+                )
                 self._waiting = waiting[start:] + self._waiting
                 return
 

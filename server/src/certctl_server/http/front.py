@@ -44,6 +44,11 @@ def is_api(path: str) -> bool:
     return any(path == base or path.startswith(f"{base}/") for base in API)
 
 
+def _storable(path: str) -> str:
+    """PostgreSQL keeps neither U+0000 nor half characters; a path with them is refused, not lost from the trail."""
+    return path.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
 class Front:
     """An ASGI application around the API's.
 
@@ -105,8 +110,7 @@ class Front:
     def _note(self, scope: HTTPScope, exchange: Exchange) -> None:
         milliseconds = round((time.perf_counter() - exchange.started) * 1000, 3)
         principal: Principal = scope.get("user") or NOBODY
-        # PostgreSQL keeps no U+0000, and such a path is refused, not lost from the trail.
-        path, id = exchange.path.replace("\0", "\N{REPLACEMENT CHARACTER}"), request_id(scope)
+        path, id = _storable(exchange.path), request_id(scope)
         log.info(
             "answered",
             extra={

@@ -12,21 +12,19 @@ from certctl_core.config import ConnectorConfig
 
 from certctl_server import db
 from certctl_server.body import Name
-from certctl_server.certificates.status import settle
+from certctl_server.certificates.status import settle_referring
 from certctl_server.connectors.service import Change, Family, Given
 from certctl_server.errors import conflict
 from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs.create import lane_of_issuer
 
 CONCURRENCY = 25
-CHUNK = 2000
 LIMIT = db.Sql(
     "INSERT INTO lane (name, concurrency) VALUES ($1, $2)"
     " ON CONFLICT (name) DO UPDATE SET concurrency = excluded.concurrency"
 )
 DROP_LANE = db.Sql("DELETE FROM lane WHERE name = $1")
 FORGET = db.Sql("DELETE FROM connector_memory WHERE connector_id = $1")
-OF_ISSUER = db.Sql("SELECT id FROM certificate WHERE issuer_id = $1 AND id > $2 ORDER BY id LIMIT $3")
 USED = db.Sql("SELECT 1 AS used FROM certificate WHERE issuer_id = $1 LIMIT 1")
 STATUS = """CASE WHEN item.status = 'ready' AND EXISTS (SELECT 1 FROM lane
     WHERE lane.name = 'issuer:' || item.id AND lane.circuit_until > {now}) THEN 'failing' ELSE item.status END"""
@@ -88,14 +86,7 @@ async def _written(change: Change) -> None:
     if change.before is None or change.changed("limits"):
         await db.fetch(LIMIT, lane_of_issuer(change.id), limits.get("max_concurrent", CONCURRENCY))
     if change.changed("enabled"):
-        await _settle_all(change)
-
-
-async def _settle_all(change: Change) -> None:
-    last = ""
-    while rows := await db.fetch(OF_ISSUER, change.id, last, CHUNK):
-        last = rows[-1]["id"]
-        await settle([row["id"] for row in rows], actor=change.actor)
+        await settle_referring("issuer_id", change.id, actor=change.actor)
 
 
 async def _removing(change: Change) -> None:

@@ -2,6 +2,8 @@
 
 A lane's bell wakes whoever claims its jobs; an agent's bell answers its waiting poll. Rung inside a
 transaction, they sound after it is committed.
+
+Step 2 of the main flow (docs/main-flow.md).
 """
 
 from __future__ import annotations

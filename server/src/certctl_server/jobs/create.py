@@ -1,4 +1,7 @@
-"""Make jobs: one statement for any number, none where an open one has the same place."""
+"""Make jobs: one statement for any number, none where an open one has the same place.
+
+Step 1 of the main flow (docs/main-flow.md).
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Bells name lanes. One task claims, each job runs in a task of its own on the main loop, its connector calls on
 the connectors' loop. Another task beats the leases of all of them; a job that is lost is cancelled.
+
+Step 3 of the main flow (docs/main-flow.md).
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from certctl_server.context import Context
 from certctl_server.jobs import bell, intents, issue
 from certctl_server.jobs.revoke import revoke
 from certctl_server.jobs.state import Claimed, beat, claim, end, mine, release
+from certctl_server.notices import service as notices
 from certctl_server.notices.send import send
 from certctl_server.notices.tell import Notice, tell
 
@@ -229,6 +232,8 @@ class Runner:
                 bell.poke("job retry")
                 if job.type in issue.ORDERS:
                     await self._order_failed(job, cause, message, over=wait is None)
+                if job.type is JobType.NOTIFICATION:
+                    await notices.failed(job, message, wait is None, facts.get("next_retry_at"))
 
     async def _order_failed(self, job: Claimed, cause: Cause, message: str, *, over: bool) -> None:
         if cause in {Cause.REJECTED, Cause.MISCONFIGURED}:

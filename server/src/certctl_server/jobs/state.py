@@ -2,6 +2,8 @@
 
 Every move is a compare-and-set with its audit rows in the same transaction. A row that is missing from an
 answer was taken by someone else.
+
+Step 10 of the main flow (docs/main-flow.md).
 """
 
 # ruff: noqa: S608  # the parts that statements share are ours, values are parameters

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from certctl_server.body import ID, Name
+from certctl_server.certificates.status import settle_referring
+from certctl_server.context import Context
 from certctl_server.crud import Crud, crud_routes
 from certctl_server.filters import flag
 from certctl_server.rules.service import LISTS, check_policy_values, check_profile_values
@@ -85,6 +87,10 @@ class PolicyBody(msgspec.Struct):
     rollout: Rollout | None = None
 
 
+async def _settle(ctx: Context, id: str) -> None:
+    await settle_referring("renewal_policy_id", id)
+
+
 PROFILES = Crud(
     "/api/v1/profiles",
     CertificateProfile,
@@ -107,5 +113,6 @@ POLICIES = Crud(
     optional=frozenset({"certificate_profile_id", "maintenance_windows", "rollout"}),
     reserved=frozenset({"rp-default"}),
     check=check_policy_values,
+    changed=_settle,
 )
 routes = [crud_routes(PROFILES), crud_routes(POLICIES)]

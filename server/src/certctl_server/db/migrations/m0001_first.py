@@ -529,11 +529,19 @@ def _append_only_postgres() -> list[str]:
 def _append_only_sqlite() -> list[str]:
     refuse = "BEGIN SELECT RAISE(ABORT, 'the audit trail is append-only'); END"
     changed = " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in STORED)
+    # OR REPLACE removes whatever is in its way without firing a trigger for that row.
+    taken = "EXISTS (SELECT 1 FROM audit_event WHERE {0})"
+    same = taken.format("number = NEW.number OR id = NEW.id")
+    place = taken.format("sequence = NEW.sequence AND number <> NEW.number")
     return [
         f"CREATE TRIGGER audit_event_kept BEFORE DELETE ON audit_event {refuse}",
         (
+            "CREATE TRIGGER audit_event_new BEFORE INSERT ON audit_event"
+            f" WHEN NEW.sequence IS NOT NULL OR {same} {refuse}"
+        ),
+        (
             "CREATE TRIGGER audit_event_sealed_once BEFORE UPDATE ON audit_event"
-            f" WHEN OLD.sequence IS NOT NULL OR NEW.sequence IS NULL OR {changed} {refuse}"
+            f" WHEN OLD.sequence IS NOT NULL OR NEW.sequence IS NULL OR {changed} OR {place} {refuse}"
         ),
     ]
 
