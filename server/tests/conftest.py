@@ -1,19 +1,14 @@
 import asyncio
-import os
 import secrets
 import shutil
-import socket
-import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-import asyncpg
 import pytest
 from certctl_core.plugins import Plugins
 from certctl_sdk.http import httpx
+from certctl_sdk.testing.postgres import Postgres
 from certctl_server import db
 from certctl_server.app import make_app
 from certctl_server.auth.keys import create_key
@@ -47,85 +42,35 @@ def sqlite_template(tmp_path_factory):
     return path
 
 
-@dataclass
-class Cluster:
-    """A private PostgreSQL with a migrated template database."""
-
-    port: int
-    user: str = "postgres"
-
-    def url(self, name):
-        return f"postgres://{self.user}@127.0.0.1:{self.port}/{name}"
-
-    async def run(self, statement):
-        connection = await asyncpg.connect(self.url("postgres"))
-        try:
-            await connection.execute(statement)
-        finally:
-            await connection.close()
-
-
-def _postgres_programs():
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    if found:
-        return found[-1].parent
-    if on_path := shutil.which("initdb"):
-        return Path(on_path).parent
-    reason = "PostgreSQL's server programs are not installed"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    return pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def postgres():
-    """PostgreSQL refuses to run as root, so root hands it to the user that its package made."""
-    programs = _postgres_programs()
-    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    # Not below pytest's own directory, which is closed to other users.
-    place = Path(tempfile.mkdtemp(prefix="certctl-postgres-"))
-    if as_user:
-        shutil.chown(place, "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    cluster = Cluster(port)
-
-    def call(program, *arguments):
-        subprocess.run([*as_user, programs / program, *arguments], check=True, cwd=place, stdout=subprocess.DEVNULL)
-
-    options = (
-        f"-p {port} -h 127.0.0.1 -k {place} -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
-        " -c max_connections=60 -c shared_buffers=32MB -c timezone=America/New_York"
-    )
-    try:
-        call("initdb", "-D", place / "data", "-U", cluster.user, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N")
-        call("pg_ctl", "-D", place / "data", "-w", "-l", place / "log", "-o", options, "start")
-        _apart(cluster.run("CREATE DATABASE template_certctl"))
-        _apart(_migrated(cluster.url("template_certctl")))
+    """A private PostgreSQL with a migrated template database."""
+    with Postgres() as cluster:
+        _apart(_migrated(cluster.create("template_certctl")))
         yield cluster
-        call("pg_ctl", "-D", place / "data", "-w", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(place)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-async def database(request, tmp_path):
-    """A fresh, migrated, open database of each dialect; its value is the dialect."""
+def database_url(request, tmp_path):
+    """Where a fresh, migrated database of each dialect is."""
     if request.param == "sqlite":
         path = tmp_path / "test.db"
         shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        await db.connect(f"sqlite://{path}", TABLES)
-        yield "sqlite"
-        await db.close()
+        yield f"sqlite://{path}"
         return
     cluster = request.getfixturevalue("postgres")
     name = f"test_{secrets.token_hex(6)}"
-    await cluster.run(f"CREATE DATABASE {name} TEMPLATE template_certctl STRATEGY file_copy")
-    await db.connect(cluster.url(name), TABLES, connections=10)
-    yield "postgres"
+    cluster.run(f"CREATE DATABASE {name} TEMPLATE template_certctl STRATEGY file_copy")
+    yield cluster.url(name)
+    cluster.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def database(database_url):
+    """A fresh, migrated, open database of each dialect; its value is the dialect."""
+    await db.connect(database_url, TABLES, connections=10)
+    yield db.dialect()
     await db.close()
-    await cluster.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @dataclass

@@ -104,7 +104,7 @@ async def test_what_the_database_forbids_is_a_conflict_without_its_words(databas
     assert await Owner.count() == 1
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_a_database_that_is_locked_is_unavailable(database, tmp_path):
     await db.fetch(db.Sql("PRAGMA busy_timeout=20"))
     other = sqlite3.connect(tmp_path / "test.db")

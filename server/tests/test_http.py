@@ -8,12 +8,20 @@ from uuid import UUID
 
 import pytest
 from certctl_sdk.http import httpx
+from certctl_server import app as assembly
 from certctl_server import db
+from certctl_server.agents.tables import Agent
 from certctl_server.app import make_app
 from certctl_server.audit.tables import AuditEvent
+from certctl_server.auth.keys import create_key
+from certctl_server.auth.principal import Req
+from certctl_server.auth.roles import OWN_AGENT, Role
+from certctl_server.http.asked import is_head, mark_idle
 from certctl_server.http.client_address import client_address
 from certctl_server.http.rate import RateLimiter
 from certctl_server.settings import RateLimit, Settings
+from litestar import get, post
+from litestar.params import FromPath
 
 TEAMS = "/api/v1/teams"
 
@@ -280,6 +288,34 @@ async def test_every_call_is_written_down(client, connect, calls):
     assert (refused["actor"], refused["details"]["status"]) == ("anonymous", 401)
 
 
+async def test_polls_that_find_nothing_are_one_row_an_hour(ctx, monkeypatch):
+    @get("/api/v1/agents/{id:str}/work", opt={"roles": OWN_AGENT})
+    async def work(request: Req, id: FromPath[str]) -> dict[str, bool]:
+        if "empty" in request.query_params:
+            mark_idle(request)
+        return {"head": is_head(request)}
+
+    @post("/api/v1/agents/{id:str}/heartbeat", opt={"roles": OWN_AGENT}, status_code=200)
+    async def beat(id: FromPath[str]) -> None: ...
+
+    monkeypatch.setattr(assembly, "ROUTES", [work, beat])
+    app = make_app(ctx)
+    now = ctx.clock()
+    await Agent.insert(Agent(id="ag-1", name="a", hostname="h", registered_at=now, created_at=now, updated_at=now))
+    _, key = await create_key("x", Role.AGENT, agent_id="ag-1")
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://x", headers=headers) as agent:
+        for _ in range(3):
+            await agent.post("/api/v1/agents/ag-1/heartbeat")
+            await agent.get("/api/v1/agents/ag-1/work?empty=1")
+        assert (await agent.get("/api/v1/agents/ag-1/work")).json() == {"head": False}
+        assert (await agent.head("/api/v1/agents/ag-1/work")).headers["Content-Length"] == str(len('{"head":true}\n'))
+    await app.calls.flush()
+    rows = await AuditEvent.select(AuditEvent.resource_id, AuditEvent.actor).order_by(AuditEvent.number)
+    assert [row["resource_id"].rpartition("/")[2] for row in rows] == ["heartbeat", "work", "work", "work"]
+    assert {row["actor"] for row in rows} == {"ag-1"}
+
+
 async def test_calls_that_wait_are_written_when_the_server_stops(app, client, calls):
     async with app.calls.running():
         await client.get(TEAMS)
@@ -287,7 +323,7 @@ async def test_calls_that_wait_are_written_when_the_server_stops(app, client, ca
     assert await AuditEvent.count().where(AuditEvent.action == "api_get") == 1
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_calls_wait_while_the_database_takes_none(app, client, database, tmp_path):
     await db.fetch(db.Sql("PRAGMA busy_timeout=20"))
     await client.get(TEAMS)

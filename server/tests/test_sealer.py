@@ -38,6 +38,20 @@ CHANGES = {
 }
 
 
+REPLACING = {
+    "postgres": ["TRUNCATE audit_event"],
+    "sqlite": [
+        f"INSERT OR REPLACE INTO audit_event {columns} FROM audit_event"
+        for columns in (
+            "(number, id, timestamp) SELECT number, 'x', timestamp",
+            "(id, timestamp) SELECT id, timestamp",
+            "(id, timestamp, sequence) SELECT 'x', timestamp, 5",
+        )
+    ]
+    + ["UPDATE OR REPLACE audit_event SET sequence = 5, hash = 'x' WHERE sequence IS NULL"],
+}
+
+
 async def write(count, first=1):
     await record(
         Event(SYSTEM, "certificate_created", "certificate", f"mc-{n}", {"n": n}) for n in range(first, first + count)
@@ -164,22 +178,11 @@ async def test_the_database_refuses_to_change_or_delete_rows(database, sealed, l
     assert (await look()).faults == []
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "TRUNCATE audit_event",
-        "INSERT OR REPLACE INTO audit_event (number, id, timestamp) SELECT number, 'x', timestamp FROM audit_event",
-        "INSERT OR REPLACE INTO audit_event (id, timestamp) SELECT id, timestamp FROM audit_event",
-        "INSERT OR REPLACE INTO audit_event (id, timestamp, sequence) SELECT 'forged', timestamp, 5 FROM audit_event",
-        "UPDATE OR REPLACE audit_event SET sequence = 5, hash = 'x' WHERE sequence IS NULL",
-    ],
-)
-async def test_the_database_refuses_to_empty_or_replace_the_trail(database, sealed, look, statement):
-    if ("REPLACE" in statement) != (database == "sqlite"):
-        pytest.skip("not a statement of this dialect")
+async def test_the_database_refuses_to_empty_or_replace_the_trail(database, sealed, look):
     await write(1, first=11)
-    with pytest.raises(REFUSED, match="append-only"):
-        await db.fetch(db.Sql(statement))
+    for statement in REPLACING[database]:
+        with pytest.raises(REFUSED, match="append-only"):
+            await db.fetch(db.Sql(statement))
     assert ((await look()).faults, (await look()).rows) == ([], 10)
 
 

@@ -15,11 +15,11 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
 import pytest
 from certctl_core import plugins
 from certctl_core.errors import MisconfiguredError
 from certctl_sdk import profile_file
+from certctl_sdk.http import httpx
 from certctl_server import db, files, host_keys, reserved, start, welcome
 from certctl_server.auth.keys import Keyring, authenticate, authenticate_token
 from certctl_server.auth.roles import Role
@@ -200,6 +200,14 @@ async def test_a_database_that_is_not_there_is_told_with_its_variable(tmp_path):
     settings = embedded(tmp_path, database={"url": f"sqlite://{tmp_path}/none/certctl.db"})
     with pytest.raises(MisconfiguredError, match="CERTCTL_DATABASE_URL"):
         async with start.connected(settings):
+            pass
+
+
+async def test_a_database_of_a_newer_version_is_left_alone(tmp_path):
+    async with start.ground(embedded(tmp_path)):
+        await db.fetch(db.Sql("INSERT INTO migration (name, ran_on) VALUES ('m9999_future', {now})"))
+    with pytest.raises(MisconfiguredError, match="m9999_future by a newer version"):
+        async with start.ground(embedded(tmp_path)):
             pass
 
 

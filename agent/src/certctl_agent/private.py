@@ -96,14 +96,18 @@ def alone(path: Path) -> Iterator[None]:
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(fd, path)
         yield
-    except BlockingIOError as exc:
-        raise MisconfiguredError(
-            f"another agent runs with {path.parent}: stop it, or name another --state-dir"
-        ) from exc
     finally:
         os.close(fd)
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        where = path.parent
+        raise MisconfiguredError(f"another agent runs with {where}: stop it, or name another --state-dir") from exc
 
 
 def sweep(directory: Path) -> None:

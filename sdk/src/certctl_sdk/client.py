@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -205,7 +204,4 @@ def _trusting(ca_file: str) -> ssl.SSLContext:
     if ca_file:
         # What was named is trusted as it is, an intermediate CA as well.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    # As OpenSSL's own tools read it, for those who must see what is sent.
-    if log := os.environ.get("SSLKEYLOGFILE"):
-        context.keylog_filename = log
     return context

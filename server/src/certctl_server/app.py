@@ -18,6 +18,7 @@ from certctl_server.auth.routes import routes as auth
 from certctl_server.certificates.routes import routes as certificates
 from certctl_server.connectors.routes import routes as connectors
 from certctl_server.context import Context
+from certctl_server.discovery.routes import routes as discovery
 from certctl_server.errors import HANDLERS
 from certctl_server.http.answer import Answer
 from certctl_server.http.calls import CallLog
@@ -41,6 +42,7 @@ ROUTES: list[ControllerRouterHandler] = [
     *issuers,
     *notices,
     *targets,
+    *discovery,
 ]
 """Every route of the API. A feature's ``routes.py`` has its own list, named here."""
 

@@ -42,7 +42,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
     try:
         uvloop.run(work)
-    except (ConnectorError, RuntimeError) as exc:
+    except ConnectorError as exc:
         raise click.ClickException(str(exc)) from exc
 
 
@@ -79,14 +79,13 @@ def _serve(settings: Settings) -> None:
 def migrate() -> None:
     """Bring the database's schema up to date and leave."""
     from certctl_server import start  # noqa: PLC0415
-    from certctl_server.db.migrate import migrate as apply  # noqa: PLC0415
 
     settings = _settings()
 
     async def work() -> None:
         _have_data_directory(settings)
         async with start.connected(settings):
-            names = await apply()
+            names = await start.bring_up_to_date()
         click.echo(f"applied {', '.join(names)}" if names else "the schema is up to date")
 
     _run(work())
@@ -167,7 +166,6 @@ def verify() -> None:
 
 def _in_database(work: Callable[[Settings], Awaitable[T]]) -> T:
     from certctl_server import start  # noqa: PLC0415
-    from certctl_server.db.migrate import migrate as apply  # noqa: PLC0415
 
     settings = _settings({"CERTCTL_LOG_LEVEL": "warn"})
     found: list[T] = []
@@ -175,7 +173,7 @@ def _in_database(work: Callable[[Settings], Awaitable[T]]) -> T:
     async def around() -> None:
         _have_data_directory(settings)
         async with start.connected(settings):
-            await apply()
+            await start.bring_up_to_date()
             found.append(await work(settings))
 
     _run(around())

@@ -79,6 +79,18 @@ async def connected(settings: Settings) -> AsyncIterator[None]:
         await db.close()
 
 
+async def bring_up_to_date() -> list[str]:
+    """Apply the schema steps that the open database lacks and return their names.
+
+    Raises:
+        MisconfiguredError: a newer version has used it.
+    """
+    try:
+        return await migrate()
+    except RuntimeError as exc:
+        raise MisconfiguredError(str(exc)) from exc
+
+
 def _file(settings: Settings) -> Path | None:
     """The database's, None if it is not in a file."""
     parts = urlsplit(settings.database_url)
@@ -98,7 +110,7 @@ async def ground(settings: Settings) -> AsyncIterator[Cipher]:
             for lock in (settings.data_dir / LOCK_FILE, path.with_name(f"{path.name}.lock")):
                 locks.enter_context(files.held(lock))
         async with connected(settings):
-            await migrate()
+            await bring_up_to_date()
             cipher = await sealing.load(settings)
             await _refuse_without_keys(settings)
             await _first_rows()

@@ -78,7 +78,7 @@ async def _job(agent_id: str, certificate_id: str, csr: CheckedCsr, actor: Actor
             return row
     if not await db.fetch(SERVES, agent_id, certificate_id):
         raise not_found("Certificate")
-    made = await order([certificate_id], Order(type=JobType.ISSUANCE), actor)
+    made = await order([certificate_id], Order(type=JobType.ISSUANCE, agent_id=agent_id), actor)
     mine = [job.id for job in made if job.agent_id == agent_id]
     rows = [row for row in await db.fetch(WAITING, agent_id, certificate_id) if row["id"] in mine]
     if not rows:

@@ -17,9 +17,7 @@ from certctl_server.settings import Settings
 PAGE = 2000
 TOLD = 50
 ROWS = db.Sql("SELECT * FROM audit_event WHERE sequence > $1 ORDER BY sequence LIMIT $2")
-FIRST = db.Sql(
-    "SELECT sequence, previous_hash FROM audit_event WHERE sequence IS NOT NULL ORDER BY sequence LIMIT 1"
-)
+FIRST = db.Sql("SELECT sequence, previous_hash FROM audit_event WHERE sequence IS NOT NULL ORDER BY sequence LIMIT 1")
 CHECKPOINTS = db.Sql(
     "SELECT sequence, hash, signature FROM audit_checkpoint WHERE sequence > $1 ORDER BY sequence LIMIT $2"
 )

@@ -46,9 +46,9 @@ TAKEN = db.Sql("SELECT name FROM certificate WHERE name = $1 OR name LIKE $2 ESC
 INSERT = db.Sql(
     """
     INSERT INTO certificate (id, name, common_name, sans, environment, owner_id, team_id, issuer_id, renewal_policy_id,
-        certificate_profile_id, tags, status, decided, expires_at, not_before, serial_number, fingerprint,
+        certificate_profile_id, tags, status, decided, was_active, expires_at, not_before, serial_number, fingerprint,
         created_at, updated_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13, $14, $15, $16, $17, $17)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $18, $13, $14, $15, $16, $17, $17)
     ON CONFLICT DO NOTHING RETURNING id
     """
 )
@@ -166,7 +166,7 @@ async def _insert(id: str, wanted: Wanted, common_name: str, sans: tuple[San, ..
         *(id, name, common_name, json.dumps([str(san) for san in sans]), wanted.environment),
         *(wanted.owner_id, wanted.team_id, wanted.issuer_id, wanted.renewal_policy_id, wanted.certificate_profile_id),
         *(json.dumps(dict(wanted.tags)), wanted.status, wanted.expires_at, wanted.not_before),
-        *(wanted.serial_number, wanted.fingerprint, now),
+        *(wanted.serial_number, wanted.fingerprint, now, wanted.status is Status.ACTIVE),
     )
     if not made:
         raise conflict(f"A certificate with the id {id} or the name {name} exists")

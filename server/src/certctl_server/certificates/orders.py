@@ -45,6 +45,8 @@ class Order:
     csr_pem: str = ""
     """A checked CSR made by the caller, for one certificate; its key stays with the caller."""
     csr_sha256: str = ""
+    agent_id: str = ""
+    """Only this agent's; empty: each agent that has a target of the certificate."""
     priority: int = NORMAL
     request: Mapping[str, Any] = field(default_factory=dict)
 
@@ -71,6 +73,8 @@ def _jobs(rows: list[db.Row], asked: Order) -> list[NewJob]:
         # A certificate that has one target with an agent has no job without one; a caller's CSR has no agent.
         agent_id = None if asked.csr_pem else row["agent_id"]
         if agent_id is None and not asked.csr_pem and any(agents[row["id"]]):
+            continue
+        if asked.agent_id and agent_id != asked.agent_id:
             continue
         status = JobState.AWAITING_APPROVAL if row["approval"] else JobState.PENDING
         jobs.append(

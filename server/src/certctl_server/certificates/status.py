@@ -110,7 +110,8 @@ def _settled(row: db.Row, failed: list[db.Row], mapped: list[db.Row], now: datet
         archived=row["archived_at"] is not None,
         revoked=row["revoked_at"] is not None,
         order=order,
-        has_version=row["version_id"] is not None or row["expires_at"] is not None,
+        # What was Active without a version of ours was made elsewhere and imported.
+        has_version=row["version_id"] is not None or row["was_active"],
         was_active=row["was_active"],
         deployment=where,
         tries_exhausted=any(each["failures"] >= TRIES for each in mapped),
@@ -171,7 +172,7 @@ async def flip(now: datetime) -> int:
 
 
 async def settle_referring(column: str, id: str, *, actor: Actor = SYSTEM) -> None:
-    """Settle every certificate whose ``column``, ``issuer_id`` or ``renewal_policy_id``, refers to a row that changed."""
+    """Settle every certificate whose ``column`` (``issuer_id``, ``renewal_policy_id``) refers to a row that changed."""
     last = ""
     while rows := await db.fetch(REFERRING[column], id, last, CHUNK):
         last = rows[-1]["id"]

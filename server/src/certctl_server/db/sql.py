@@ -15,7 +15,8 @@ from typing import Literal, TypeAlias
 Dialect: TypeAlias = Literal["postgres", "sqlite"]
 
 #: The database's own clock, in the form in which times are stored. Leases are judged by it alone.
-NOW = {"postgres": "clock_timestamp()", "sqlite": "strftime('%Y-%m-%d %H:%M:%f+00:00','now')"}
+#: SQLite's counts milliseconds: rounded up, so that what became due by Python's a moment ago is due.
+NOW = {"postgres": "clock_timestamp()", "sqlite": "strftime('%Y-%m-%d %H:%M:%f+00:00','now','+0.001 seconds')"}
 #: The same, some seconds later: ``{after:$3}``.
 LATER = {
     "postgres": "clock_timestamp() + make_interval(secs => {0})",

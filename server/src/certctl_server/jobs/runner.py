@@ -199,7 +199,7 @@ class Runner:
             await self._failed(job, Cause.TRANSIENT, f"no result within {PATIENCE.total_seconds():g} s", None)
         except asyncio.CancelledError:
             if self._draining:
-                await release(mine(job), reason="the process stopped", max_crashes=1_000_000)
+                await release(mine(job), reason="the process stopped", crashed=False)
             raise
         except Exception as exc:
             if isinstance(exc, db.UNREACHABLE):

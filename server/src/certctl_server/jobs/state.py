@@ -26,6 +26,7 @@ from certctl_server.jobs.tables import Job
 
 URGENT, NORMAL, LATER = 0, 5, 9
 PRIORITIES = (URGENT, NORMAL, LATER)
+CRASHES = 3
 ENDED = {JobState.COMPLETED, JobState.CANCELLED}
 ORDERS = (JobType.ISSUANCE, JobType.RENEWAL)
 
@@ -243,17 +244,17 @@ async def end(job: Claimed, new: JobState, **facts: Any) -> None:
         raise LeaseLost(f"job {job.id} is not ours any more")
 
 
-async def release(where: Combinable, *, reason: str, max_crashes: int = 3) -> list[db.Row]:
+async def release(where: Combinable, *, reason: str, crashed: bool = True) -> list[db.Row]:
     """Give back running jobs whose owner is gone: agents' to their agent, others to the next worker.
 
-    One that lost its owner for the ``max_crashes``-th time in a row, with nothing saved in between, fails instead.
+    One whose owner crashed for the third time in a row, with nothing saved in between, fails instead.
     """
     now, note = datetime.now(UTC), {"reason": reason}
     worn: dict[str, Any] = {"note": note, "last_error": "crashed its worker", "crashes": 0}
-    again: dict[str, Any] = {"note": note, "crashes": Job.crashes + 1}
+    again: dict[str, Any] = {"note": note} | ({"crashes": Job.crashes + 1} if crashed else {})
     agents = Job.type == JobType.DEPLOYMENT
     workers = Job.type != JobType.DEPLOYMENT
-    last = Job.crashes >= max_crashes - 1
+    last = Job.crashes >= (CRASHES - 1 if crashed else 1_000_000)
     async with db.transaction():
         moved = await move(where & workers & last, JobState.RUNNING, JobState.FAILED, **worn)
         moved += await move(where & agents & last, JobState.RUNNING, JobState.FAILED, **worn, next_retry_at=now)

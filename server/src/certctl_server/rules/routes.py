@@ -87,7 +87,7 @@ class PolicyBody(msgspec.Struct):
     rollout: Rollout | None = None
 
 
-async def _settle(ctx: Context, id: str) -> None:
+async def _settle(_: Context, id: str) -> None:
     await settle_referring("renewal_policy_id", id)
 
 

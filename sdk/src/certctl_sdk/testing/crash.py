@@ -1,0 +1,126 @@
+"""Processes that end by SIGKILL at a named step of their work, for tests of what a crash leaves behind.
+
+The code under test knows nothing of this: a script of the test wraps functions from outside and then starts the
+program. Where to die comes with ``CRASH_AT``, what happened goes to the file ``CRASH_LOG``, a line per event.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+SEED = "CERTCTL_TEST_SEED"
+"""Replays what a test drew at random: the number that it printed."""
+When = str
+BEFORE, AFTER = "before", "after"
+
+
+def seed() -> int:
+    """Return the seed to use: the one to be replayed, else a new one. Whoever asks prints it."""
+    return int(os.environ.get(SEED) or random.SystemRandom().randrange(1_000_000))
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """Where a process is to die."""
+
+    step: str
+    """As named to ``Steps.wrap``."""
+    when: Literal["before", "after"]
+    """Whether the step is done by then."""
+    turn: int = 1
+    """Which time it gets there."""
+
+    def __str__(self) -> str:
+        return f"{self.when} {self.step}"
+
+    def environment(self) -> dict[str, str]:
+        """Return the variable that tells the process."""
+        return {"CRASH_AT": f"{self.step}:{self.when}:{self.turn}"}
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Return what ``environment`` wrote."""
+        step, when, turn = text.rsplit(":", 2)
+        return cls(step, "before" if when == BEFORE else "after", int(turn))
+
+
+class Journal:
+    """What processes did, in one file that they all append to; a line is whole or not there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Append one event with the process's id and the machine's monotonic clock."""
+        line = {"event": event, "pid": os.getpid(), "at": time.clock_gettime(time.CLOCK_MONOTONIC), **fields}
+        os.write(self._fd, (json.dumps(line) + "\n").encode())
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """Return every ``event`` noted so far, in order."""
+        lines = (json.loads(line) for line in self.path.read_text().splitlines())
+        return [line for line in lines if line["event"] == event]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
+
+
+class Steps:
+    """The steps of this process, and the one at which it dies."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.journal = Journal(Path(environ["CRASH_LOG"]))
+        self._death = Death.read(environ["CRASH_AT"]) if environ.get("CRASH_AT") else None
+        self._turns: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def reach(self, step: str, when: When) -> None:
+        """Die here if this is the place."""
+        if self._death is None or (self._death.step, self._death.when) != (step, when):
+            return
+        with self._lock:
+            self._turns[step] += 1
+            if self._turns[step] == self._death.turn:
+                self.journal.note("died", step=step, when=when)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def wrap(self, owner: object, name: str, step: str) -> None:
+        """Make the function or coroutine function ``name`` of a module or class a step.
+
+        Raises:
+            AttributeError: there is none of that name.
+        """
+        function = getattr(owner, name)
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def stepped(*args: Any, **kwargs: Any) -> Any:
+                self.reach(step, BEFORE)
+                result = await function(*args, **kwargs)
+                self.reach(step, AFTER)
+                return result
+
+            setattr(owner, name, stepped)
+            return
+
+        @functools.wraps(function)
+        def stepped_at_once(*args: Any, **kwargs: Any) -> Any:
+            self.reach(step, BEFORE)
+            result = function(*args, **kwargs)
+            self.reach(step, AFTER)
+            return result
+
+        setattr(owner, name, stepped_at_once)
