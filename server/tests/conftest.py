@@ -4,6 +4,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from certctl_core.plugins import Plugins
@@ -13,6 +14,8 @@ from certctl_server import db
 from certctl_server.app import make_app
 from certctl_server.auth.keys import create_key
 from certctl_server.auth.roles import Role
+from certctl_server.connectors.instances import Instances
+from certctl_server.connectors.loop import ConnectorLoop
 from certctl_server.context import Context
 from certctl_server.db.migrate import migrate
 from certctl_server.sealing import Cipher
@@ -139,3 +142,14 @@ async def client(connect):
     _, key = await create_key("ada", Role.ADMIN)
     async with connect(key) as client:
         yield client
+
+
+@pytest.fixture
+async def engine(ctx):
+    """Connector instances in this process, as a running engine has them."""
+    loop = ConnectorLoop()
+    loop.start()
+    ctx.engine = SimpleNamespace(instances=Instances(ctx, loop))
+    yield ctx.engine
+    await ctx.engine.instances.aclose()
+    await loop.stop()

@@ -96,6 +96,12 @@ class Program:
     def said(self):
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    @property
+    def state(self):
+        """For people who look at a failed test."""
+        code = self._process.poll() if self._process else None
+        return f"{self.name} {'ran' if self.running else 'did not run' if code is None else f'ended with {code}'} and said"
+
     def told(self):
         """What it said but for calls that went well."""
         return "\n".join(line for line in self.said.splitlines() if '"answered"' not in line or '"status": 2' not in line)
@@ -412,5 +418,5 @@ def pytest_runtest_makereport(item):
     if report.failed:
         module = item.getparent(pytest.Module)
         for stage in module.stash.get(STAGES, []) if module else []:
-            report.sections += [(f"{each.name} said", each.told()[-SHOWN_CHARACTERS:]) for each in stage.programs]
+            report.sections += [(each.state, each.told()[-SHOWN_CHARACTERS:]) for each in stage.programs]
     return report

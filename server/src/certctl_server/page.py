@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import re
+import sys
 from http import HTTPStatus
 from importlib.metadata import version
 from importlib.resources import files
@@ -14,7 +15,7 @@ from litestar.enums import ScopeType
 from litestar.types import Receive, Scope, Send
 
 from certctl_server.settings import Settings
-from certctl_server.welcome import NEXT
+from certctl_server.welcome import NEXT, program
 
 INLINE = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 
@@ -63,7 +64,7 @@ def _policy(text: str) -> str:
 
 
 def _said(settings: Settings) -> dict[str, str]:
-    words = {"certctl": "certctl", "agent": "certctl-agent", "token": ""}
+    words = {"certctl": program("certctl", sys.argv[0]), "agent": program("certctl-agent", sys.argv[0]), "token": ""}
     commands = [
         (f"<p>{html.escape(why)}</p>" if why else "")
         + f'<div class="command"><code>{html.escape(line.format(**words))}</code>'

@@ -49,6 +49,7 @@ SHOWN = db.Sql(
     WHERE j.id IN ({ids:$1}) ORDER BY j.created_at, j.id
     """
 )
+BOOT = db.Sql("SELECT boot_id FROM agent WHERE id = $1")
 NEXT_OFFER = db.Sql("SELECT min(offer_at) AS offer_at FROM job WHERE agent_id = $1 AND offer_at > {now}")
 # Newest first: the newest version of the agent's own CSR, else the newest of nobody's CSR if it serves it.
 CERTIFICATE = db.Sql(
@@ -61,6 +62,7 @@ CERTIFICATE = db.Sql(
     """
 )
 DEFAULT_KEY = {"algorithm": "ECDSA", "min_size": 256}
+SIZES = {"RSA": 2048}
 
 
 async def offers(ctx: Context, agent: db.Row, *, claims: bool, wait: timedelta) -> list[dict[str, Any]]:
@@ -71,6 +73,10 @@ async def offers(ctx: Context, agent: db.Row, *, claims: bool, wait: timedelta) 
     until = db.now() + wait
     with Waiter(agent["id"]) as rung:
         while True:
+            # A poll whose agent died still waits here; what it took would be lost until its lease ran out.
+            [now] = await db.fetch(BOOT, agent["id"])
+            if now["boot_id"] != agent["boot_id"]:
+                return []
             items = await _look(ctx, agent, claims=claims)
             left = until - db.now()
             if items or left <= timedelta() or draining():
@@ -114,7 +120,7 @@ def _item(ctx: Context, row: db.Row, *, secrets: bool) -> dict[str, Any]:
         }
     elif row["status"] == JobState.AWAITING_CSR:
         rule = (json.loads(row["allowed_key_algorithms"] or "[]") or [DEFAULT_KEY])[0]
-        item |= {"key_algorithm": rule["algorithm"], "key_size": rule["min_size"] or DEFAULT_KEY["min_size"]}
+        item |= {"key_algorithm": rule["algorithm"], "key_size": rule["min_size"] or SIZES.get(rule["algorithm"], 256)}
     return {name: value for name, value in item.items() if value not in (None, "")}
 
 

@@ -7,8 +7,7 @@ writer fails at once; its PostgreSQL transaction keeps the connection when COMMI
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,23 +16,11 @@ import asyncpg
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.engine.sqlite import SQLiteEngine, SQLiteTransaction, TransactionType, dict_factory
 
+from certctl_server.db.writer import Writer, whole
+
 READERS = 3
 # FULL: a committed intent to sign must survive a power cut, not only a crash.
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=1", "busy_timeout=5000", "cache_size=-16000")
-
-
-async def _whole(work: Awaitable[object]) -> None:
-    """Await ``work`` to its end even if the caller is cancelled meanwhile, then let the cancellation go on."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    task.result()
-    if cancelled is not None:
-        raise cancelled
 
 
 def _dicts(rows: Iterable[Any]) -> list[dict[str, Any]]:
@@ -42,7 +29,7 @@ def _dicts(rows: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 class LiteTransaction(SQLiteTransaction):
-    """Holds the one writing connection from BEGIN IMMEDIATE to its end, whatever that is."""
+    """A piece of the one writing connection's work, from its turn until it is on disk or undone."""
 
     engine: LiteEngine
     connection: aiosqlite.Connection
@@ -50,13 +37,8 @@ class LiteTransaction(SQLiteTransaction):
     async def __aenter__(self) -> Self:
         if self._parent is not None:
             return self._parent  # type: ignore[return-value]
-        self._lent = self.engine.writer()
+        self._lent = self.engine.writer.work()
         self.connection = await self._lent.__aenter__()
-        try:
-            await self.begin()  # type: ignore[no-untyped-call]
-        except BaseException as exc:
-            await self._lent.__aexit__(type(exc), exc, exc.__traceback__)
-            raise
         self.context = self.engine.current_transaction.set(self)
         return self
 
@@ -66,14 +48,7 @@ class LiteTransaction(SQLiteTransaction):
         if self._parent is not None:
             return exception is None
         self.engine.current_transaction.reset(self.context)
-        try:
-            if exception is None and not self._committed and not self._rolled_back:
-                await _whole(self.commit())  # type: ignore[no-untyped-call]
-            elif exception is not None and not self._rolled_back:
-                await _whole(self.rollback())  # type: ignore[no-untyped-call]
-        finally:
-            await _whole(self._lent.__aexit__(None, None, None))
-        return False
+        return bool(await self._lent.__aexit__(kind, exception, trace))
 
 
 class LiteEngine(SQLiteEngine):
@@ -81,45 +56,45 @@ class LiteEngine(SQLiteEngine):
 
     def __init__(self, path: str) -> None:
         super().__init__(path=path)
-        self._writer: aiosqlite.Connection | None = None
-        self._turn = asyncio.Lock()
+        self._writer: Writer | None = None
         self._readers: asyncio.LifoQueue[aiosqlite.Connection] = asyncio.LifoQueue()
         self._all: list[aiosqlite.Connection] = []
 
     async def start(self) -> None:
         """Open the file, making it if it is not there."""
-        self._writer = await self._open()
+        self._writer = Writer(await self._open())
         for _ in range(READERS):
             reader = await self._open()
+            self._all.append(reader)
             await reader.execute("PRAGMA query_only=1")
             self._readers.put_nowait(reader)
 
     async def stop(self) -> None:
         """Close every connection; the last one folds the write-ahead log into the file."""
-        for connection in reversed(self._all):
+        for connection in self._all:
             await connection.close()
         self._all.clear()
-        self._writer = None
+        if self._writer:
+            await self._writer.close()
+            self._writer = None
 
     async def _open(self) -> aiosqlite.Connection:
         connection = await aiosqlite.connect(**self.connection_kwargs)
-        self._all.append(connection)
         connection.row_factory = dict_factory  # type: ignore[assignment]
-        for pragma in PRAGMAS:
-            await connection.execute(f"PRAGMA {pragma}")
+        try:
+            for pragma in PRAGMAS:
+                await connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            await connection.close()  # else its thread would keep the process alive
+            raise
         return connection
 
-    @contextlib.asynccontextmanager
-    async def writer(self) -> AsyncIterator[aiosqlite.Connection]:
-        """Lend the connection that writes, to one borrower at a time, in the order they asked."""
+    @property
+    def writer(self) -> Writer:
+        """Who lends the connection that writes."""
         if self._writer is None:
             raise RuntimeError("the database is closed")
-        async with self._turn:
-            try:
-                yield self._writer
-            finally:
-                if self._writer.in_transaction:
-                    await self._writer.rollback()
+        return self._writer
 
     async def run(self, text: str, args: Sequence[Any]) -> list[dict[str, Any]]:
         """Run one statement, inside the transaction of the calling task if it has one."""
@@ -131,10 +106,8 @@ class LiteEngine(SQLiteEngine):
                 return _dicts(await reader.execute_fetchall(text, args))
             finally:
                 self._readers.put_nowait(reader)
-        async with self.writer() as connection:
-            rows = _dicts(await connection.execute_fetchall(text, args))
-            await connection.commit()
-            return rows
+        async with self.writer.work() as connection:
+            return _dicts(await connection.execute_fetchall(text, args))
 
     async def _run_in_new_connection(
         self, query: str, args: list[Any] | None = None, query_type: str = "generic", table: Any = None
@@ -168,7 +141,7 @@ class PgTransaction(PostgresTransaction):
         try:
             await self.begin()  # type: ignore[no-untyped-call]
         except BaseException:
-            await _whole(self.engine.give_back(self.connection))
+            await whole(self.engine.give_back(self.connection))
             raise
         self.context = self.engine.current_transaction.set(self)
         return self
@@ -181,11 +154,11 @@ class PgTransaction(PostgresTransaction):
         self.engine.current_transaction.reset(self.context)
         try:
             if exception is None and not self._committed and not self._rolled_back:
-                await _whole(self.commit())  # type: ignore[no-untyped-call]
+                await whole(self.commit())  # type: ignore[no-untyped-call]
             elif exception is not None and not self._rolled_back:
-                await _whole(self.rollback())  # type: ignore[no-untyped-call]
+                await whole(self.rollback())  # type: ignore[no-untyped-call]
         finally:
-            await _whole(self.engine.give_back(self.connection))
+            await whole(self.engine.give_back(self.connection))
         return False
 
 

@@ -125,7 +125,7 @@ async def claim(row_id: str, certificate_id: str, principal: Principal, actor: A
             await _claim(row, certificate_id, actor)
 
 
-async def claim_as_new(ctx: Context, row_id: str, owners: Mapping[str, str], principal: Principal, actor: Actor) -> str:
+async def claim_as_new(row_id: str, owners: Mapping[str, str], principal: Principal, actor: Actor) -> str:
     """Make a managed certificate of one that was found, and return its id.
 
     ``owners`` holds owner_id, team_id and issuer_id.

@@ -18,7 +18,10 @@ MESSAGE = db.Sql(
     FROM notification n LEFT JOIN certificate c ON c.id = n.certificate_id WHERE n.id = $1
     """
 )
-SENT = db.Sql("UPDATE notification SET status = 'sent', sent_at = {now}, error = '' WHERE id = $1 AND status <> 'read'")
+SENT = db.Sql(
+    "UPDATE notification SET status = CASE WHEN status = 'read' THEN status ELSE 'sent' END, sent_at = {now}, error = '',"
+    " next_retry_at = NULL WHERE id = $1"
+)
 
 
 async def send(job: Claimed, run: Run, instances: Instances) -> None:

@@ -1,0 +1,248 @@
+"""An order becomes a stored certificate, and becomes one once, wherever the engine is killed meanwhile."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from certctl_core.x509 import read_certificate, read_csr
+from certctl_sdk.testing.crash import SEED, Death, Journal, seed
+from certctl_sdk.testing.fake_ca import csr_pem
+from certctl_server import db
+from certctl_server.audit.record import SYSTEM
+from certctl_server.certificates.create import Wanted, create
+from certctl_server.issuers.tables import Issuer
+from certctl_server.jobs.tables import Job
+from certctl_server.people.tables import Owner, Team
+from certctl_server.rules.tables import RenewalPolicy
+
+PROGRAM = Path(__file__).with_name("crashing_engine.py")
+MAIN_FLOW = ("claim", "intent", "save", "sign", "store", "end in the transaction", "deploy in the transaction")
+AROUND_IT = ("take over", "lead", "seal")
+ANY_MOMENT = "at any moment"
+PATIENCE = 60
+DUE = db.Sql("SELECT count(*) AS n FROM job WHERE due_at IS NOT NULL")
+OPEN = db.Sql("SELECT count(*) AS n FROM job WHERE place IS NOT NULL")
+
+
+class Engine:
+    """One process after the other; what kills each is drawn beforehand."""
+
+    def __init__(self, environ, journal):
+        self._environ = environ
+        self._journal = journal
+        self._process = None
+        self.death = None
+        self.since = 0.0
+        self.delay = 0.0
+
+    def start(self, death=None, delay=0.0):
+        self.death, self.delay, self.since = death, delay, time.monotonic()
+        where = death.environment() if isinstance(death, Death) else {}
+        self._process = subprocess.Popen([sys.executable, str(PROGRAM)], env=self._environ | where)
+
+    @property
+    def age(self):
+        return time.monotonic() - self.since
+
+    def ended(self):
+        """Whether it is dead; a process that was to die at any moment does so here."""
+        if self.death == ANY_MOMENT and self._works() and self.age > self.delay:
+            self.kill()
+        return self._process.poll() is not None
+
+    def _works(self):
+        if any(event["pid"] == self._process.pid for event in self._journal.events("started")):
+            self.delay, self.death, self.since = self.delay, self.death, self.since
+            return True
+        self.since = time.monotonic()
+        return False
+
+    def kill(self):
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+        self._journal.note("killed", victim=self._process.pid)
+
+    def reap(self):
+        """Return how it ended."""
+        return self._process.wait(10)
+
+
+@pytest.fixture
+async def grounds(database):
+    """What every certificate refers to."""
+    times = {"created_at": db.now(), "updated_at": db.now()}
+    await Team.insert(Team(id="t", name="t", **times))
+    await Owner.insert(Owner(id="o", name="o", team_id="t", **times))
+    await RenewalPolicy.insert(RenewalPolicy(id="rp-default", name="default", **times))
+    await Issuer.insert(Issuer(id="iss-local", name="own", type="GenericCA", status="ready", **times))
+    return database
+
+
+@pytest.fixture
+def journal(tmp_path):
+    journal = Journal(tmp_path / "journal")
+    yield journal
+    journal.close()
+
+
+@pytest.fixture
+def engines(grounds, database_url, tmp_path, journal):
+    """One where there can be one, two replicas on PostgreSQL."""
+    environ = {
+        **os.environ,
+        "CERTCTL_DATA_DIR": str(tmp_path),
+        "CERTCTL_DATABASE_URL": database_url,
+        "CERTCTL_CONFIG_ENCRYPTION_KEY": os.urandom(32).hex(),
+        "CERTCTL_JOB_LEASE": "1s",
+        "CERTCTL_SCHEDULER_JOB_PROCESSOR_INTERVAL": "200ms",
+        "CRASH_LOG": str(journal.path),
+    }
+    engines = [Engine(environ, journal) for _ in range(2 if grounds == "postgres" else 1)]
+    yield engines
+    for engine in engines:
+        engine.kill()
+
+
+async def new_order(number):
+    """Order a certificate with a CSR made by the caller; return the job's id."""
+    name = f"site{number}.example"
+    wanted = Wanted(common_name="", sans=(name,), owner_id="o", team_id="t", issuer_id="iss-local")
+    _, job_id = await create(wanted, SYSTEM)
+    csr = read_csr(csr_pem(name))
+    await Job.update(csr_pem=csr.pem, csr_sha256=csr.sha256, due_at=db.now(), offer_at=None).where(Job.id == job_id)
+    return job_id
+
+
+def drawn(dice, kills):
+    """Return how each process dies: at every step of the flow, before and after, and the rest at any moment."""
+    steps = [Death(step, when) for step in (*MAIN_FLOW, *AROUND_IT) for when in ("before", "after")]
+    while len(steps) < kills * 4 // 5:
+        turn = dice.randint(1, 3)
+        steps.append(Death(dice.choice(MAIN_FLOW), dice.choice(("before", "after")), turn))
+    deaths = [*steps, *[ANY_MOMENT] * max(2, kills - len(steps))]
+    dice.shuffle(deaths)
+    return deaths
+
+
+async def killed_again_and_again(engines, deaths, dice, orders):
+    """Let the engines work while they die one death after the other; return how many they died of each kind."""
+    left, died = list(deaths), Counter()
+    busy = list(engines)
+    for engine in busy:
+        engine.start(left.pop(), dice.uniform(0, 0.5))
+    while busy:
+        for engine in list(busy):
+            if engine.ended():
+                assert engine.reap() == -signal.SIGKILL
+                died[str(engine.death)] += 1
+                if left:
+                    engine.start(left.pop(), dice.uniform(0, 0.5))
+                else:
+                    busy.remove(engine)
+            assert engine.age < PATIENCE, f"it never came to die {engine.death}"
+        if (await db.fetch(DUE))[0]["n"] < 3:
+            orders.append(await new_order(len(orders)))
+        await asyncio.sleep(0.02)
+    return died
+
+
+async def all_done(client):
+    """Wait until no order is open, trying those again that crashed their worker; return these."""
+    crashed = []
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            failed = await Job.select(Job.id, Job.last_error).where(Job.status == "Failed")
+            for job in failed:
+                assert job["last_error"] == "crashed its worker"
+                answer = await client.post(f"/api/v1/jobs/{job['id']}/retry", json={})
+                assert answer.status_code == 200, answer.text
+                crashed.append(job["id"])
+            if not failed and (await db.fetch(OPEN))[0]["n"] == 0:
+                return crashed
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("kills", [22, pytest.param(100, marks=pytest.mark.soak)], ids=["short", "full"])
+async def test_an_order_becomes_one_stored_certificate_through_any_number_of_kills(kills, engines, client, journal):
+    number = seed()
+    print(f"{SEED}={number}")
+    dice, orders = random.Random(number), []
+    died = await killed_again_and_again(engines, drawn(dice, kills), dice, orders)
+    for engine in engines:
+        engine.start()
+    crashed = await all_done(client)
+    print(f"{sum(died.values())} kills, {len(orders)} orders; retried after three crashes: {crashed or 'none'}")
+    print("\n".join(f"  {count:3} {death}" for death, count in sorted(died.items())))
+    assert sum(died.values()) >= kills
+    await no_order_is_lost(orders)
+    await nothing_is_signed_twice_without_a_reason(journal)
+    await every_state_follows_from_the_one_before()
+    nobody_worked_beside_another(journal)
+
+
+async def no_order_is_lost(orders):
+    jobs = {job["id"]: job for job in await Job.select()}
+    versions = await db.fetch(db.Sql("SELECT job_id, certificate_id, csr_pem, pem_chain FROM certificate_version"))
+    assert {jobs[id]["status"] for id in orders} == {"Completed"}
+    assert Counter(version["job_id"] for version in versions) == Counter(orders)
+    for version in versions:
+        csr = read_csr(version["csr_pem"])
+        assert csr.sha256 == jobs[version["job_id"]]["csr_sha256"]
+        assert read_certificate(version["pem_chain"]).public_key_sha256 == csr.public_key_sha256
+
+
+async def nothing_is_signed_twice_without_a_reason(journal):
+    signed = defaultdict(set)
+    for event in journal.events("signed"):
+        signed[event["key"]].add(event["tbs"])
+    intents = defaultdict(list)
+    for intent in await db.fetch(db.Sql("SELECT * FROM intent ORDER BY job_id, number")):
+        intents[intent["public_key_sha256"]].append(intent)
+    assert signed.keys() == intents.keys()
+    for key, tbs in signed.items():
+        first, *again = intents[key]
+        assert all(intent["reason"] for intent in again)
+        assert len(tbs) <= 1 + len(again)
+        assert intents[key][-1]["status"] == "settled"
+
+
+async def every_state_follows_from_the_one_before():
+    """As the audit trail has it: whoever begins a job finds it ended or given back by the one before."""
+    events = await db.fetch(
+        db.Sql("SELECT resource_id, action, details FROM audit_event WHERE resource_type = 'job' ORDER BY number")
+    )
+    state, claims = {}, Counter()
+    for event in events:
+        moved, job = json.loads(event["details"]), event["resource_id"]
+        if "to" not in moved:
+            continue
+        if moved["from"]:
+            assert moved["from"] == state.get(job, moved["from"]), event
+        assert not state.get(job) == moved["to"] == "Running", event
+        state[job] = moved["to"]
+        claims[job] += moved["to"] == "Running"
+    assert claims == {job["id"]: job["fence"] for job in await Job.select(Job.id, Job.fence)}
+
+
+def nobody_worked_beside_another(journal):
+    """No order was worked on by two at once: one who was killed had ended before the next began."""
+    dead = {event["pid"]: event["at"] for event in journal.events("died")}
+    dead |= {event["victim"]: event["at"] for event in journal.events("killed")}
+    left = {(event["job"], event["fence"]): event["at"] for event in journal.events("left")}
+    began = defaultdict(list)
+    for event in journal.events("began"):
+        began[event["job"]].append(event)
+    for job, turns in began.items():
+        assert [turn["fence"] for turn in turns] == sorted({turn["fence"] for turn in turns})
+        for turn, following in zip(turns, turns[1:], strict=False):
+            end = left.get((job, turn["fence"]), dead.get(turn["pid"]))
+            assert end is not None
+            assert end <= following["at"], f"{job}: fence {turn['fence']} and {following['fence']} at the same time"
