@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from certctl_core.x509 import read_certificate, read_csr
-from certctl_sdk.testing.crash import SEED, Death, Journal, seed
+from certctl_sdk.testing.crash import Death, Journal, seed, tell
 from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM
@@ -40,30 +41,26 @@ class Engine:
         self._journal = journal
         self._process = None
         self.death = None
-        self.since = 0.0
-        self.delay = 0.0
+        self._since = self._delay = 0.0
 
     def start(self, death=None, delay=0.0):
-        self.death, self.delay, self.since = death, delay, time.monotonic()
+        self.death, self._delay, self._since = death, delay, time.monotonic()
         where = death.environment() if isinstance(death, Death) else {}
         self._process = subprocess.Popen([sys.executable, str(PROGRAM)], env=self._environ | where)
 
     @property
     def age(self):
-        return time.monotonic() - self.since
+        return time.monotonic() - self._since
 
     def ended(self):
         """Whether it is dead; a process that was to die at any moment does so here."""
-        if self.death == ANY_MOMENT and self._works() and self.age > self.delay:
+        if self.death == ANY_MOMENT and self._worked_for() > self._delay:
             self.kill()
         return self._process.poll() is not None
 
-    def _works(self):
-        if any(event["pid"] == self._process.pid for event in self._journal.events("started")):
-            self.delay, self.death, self.since = self.delay, self.death, self.since
-            return True
-        self.since = time.monotonic()
-        return False
+    def _worked_for(self):
+        started = [event["at"] for event in self._journal.events("started") if event["pid"] == self._process.pid]
+        return time.monotonic() - started[-1] if started else -1
 
     def kill(self):
         self._process.send_signal(signal.SIGKILL)
@@ -172,15 +169,13 @@ async def all_done(client):
 
 @pytest.mark.parametrize("kills", [22, pytest.param(100, marks=pytest.mark.soak)], ids=["short", "full"])
 async def test_an_order_becomes_one_stored_certificate_through_any_number_of_kills(kills, engines, client, journal):
-    number = seed()
-    print(f"{SEED}={number}")
-    dice, orders = random.Random(number), []
+    dice, orders = random.Random(seed()), []
     died = await killed_again_and_again(engines, drawn(dice, kills), dice, orders)
     for engine in engines:
         engine.start()
     crashed = await all_done(client)
-    print(f"{sum(died.values())} kills, {len(orders)} orders; retried after three crashes: {crashed or 'none'}")
-    print("\n".join(f"  {count:3} {death}" for death, count in sorted(died.items())))
+    tell(f"{sum(died.values())} kills, {len(orders)} orders; retried after three crashes: {crashed or 'none'}")
+    tell(*(f"  {count:3} {death}" for death, count in sorted(died.items())))
     assert sum(died.values()) >= kills
     await no_order_is_lost(orders)
     await nothing_is_signed_twice_without_a_reason(journal)
@@ -208,7 +203,7 @@ async def nothing_is_signed_twice_without_a_reason(journal):
         intents[intent["public_key_sha256"]].append(intent)
     assert signed.keys() == intents.keys()
     for key, tbs in signed.items():
-        first, *again = intents[key]
+        _, *again = intents[key]
         assert all(intent["reason"] for intent in again)
         assert len(tbs) <= 1 + len(again)
         assert intents[key][-1]["status"] == "settled"
@@ -242,7 +237,7 @@ def nobody_worked_beside_another(journal):
         began[event["job"]].append(event)
     for job, turns in began.items():
         assert [turn["fence"] for turn in turns] == sorted({turn["fence"] for turn in turns})
-        for turn, following in zip(turns, turns[1:], strict=False):
+        for turn, following in pairwise(turns):
             end = left.get((job, turn["fence"]), dead.get(turn["pid"]))
             assert end is not None
             assert end <= following["at"], f"{job}: fence {turn['fence']} and {following['fence']} at the same time"

@@ -1,5 +1,5 @@
 """``python -m certctl_agent``."""
 
-from certctl_agent.main import main
+from certctl_agent.cli import cli
 
-main()
+cli()

@@ -198,10 +198,3 @@ async def serve(agent: Agent) -> None:
     log.info("agent started")
     await agent.run(stopping)
     log.info("agent stopped")
-
-
-def main() -> None:
-    """Entry point of ``certctl-agent``."""
-    from certctl_agent.cli import cli  # noqa: PLC0415  # the commands need this module
-
-    cli()

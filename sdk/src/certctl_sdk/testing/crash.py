@@ -12,6 +12,7 @@ import json
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,14 +22,20 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 SEED = "CERTCTL_TEST_SEED"
-"""Replays what a test drew at random: the number that it printed."""
-When = str
+"""Names the variable that replays what a test drew at random, by the number that it printed."""
 BEFORE, AFTER = "before", "after"
 
 
 def seed() -> int:
-    """Return the seed to use: the one to be replayed, else a new one. Whoever asks prints it."""
-    return int(os.environ.get(SEED) or random.SystemRandom().randrange(1_000_000))
+    """Return the seed to use, the one to be replayed or else a new one, and print it."""
+    number = int(os.environ.get(SEED) or random.SystemRandom().randrange(1_000_000))
+    tell(f"{SEED}={number}")
+    return number
+
+
+def tell(*lines: str) -> None:
+    """Print ``lines`` into the output of the test."""
+    sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ class Steps:
         self._turns: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def reach(self, step: str, when: When) -> None:
+    def reach(self, step: str, when: str) -> None:
         """Die here if this is the place."""
         if self._death is None or (self._death.step, self._death.when) != (step, when):
             return
