@@ -92,7 +92,7 @@ def test_a_secret_of_another_row_does_not_open():
             Config, {"login": {"user": "a", "password": "s"}}, {"login": {"user": "b"}}, {"login": {"user": "b"}},
             id="nested is replaced whole",
         ),
-        pytest.param(None, {"l": ["s", "t"]}, {"l": [HIDDEN, "u", HIDDEN]}, {"l": ["s", "u", None]}, id="lists"),
+        pytest.param(None, {"l": ["s", "t"]}, {"l": [HIDDEN, "u", HIDDEN]}, {"l": ["s", "u"]}, id="lists"),
     ],
 )  # fmt: skip
 def test_options_merge_at_their_first_level(model, old, new, expected):

@@ -1,7 +1,6 @@
 """An order becomes a stored certificate, and becomes one once, wherever the engine is killed meanwhile."""
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from certctl_core.x509 import read_certificate, read_csr
-from certctl_sdk.testing.crash import Death, Journal, seed, tell
+from certctl_sdk.testing.crash import Death, Journal, broken_histories, seed, tell, unexplained_signatures
 from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM
@@ -30,6 +29,7 @@ AROUND_IT = ("take over", "lead", "seal")
 ANY_MOMENT = "at any moment"
 PATIENCE = 60
 DUE = db.Sql("SELECT count(*) AS n FROM job WHERE due_at IS NOT NULL")
+MOVES = db.Sql("SELECT resource_id, details FROM audit_event WHERE resource_type = 'job' ORDER BY number")
 OPEN = db.Sql("SELECT count(*) AS n FROM job WHERE place IS NOT NULL")
 
 
@@ -195,36 +195,14 @@ async def no_order_is_lost(orders):
 
 
 async def nothing_is_signed_twice_without_a_reason(journal):
-    signed = defaultdict(set)
-    for event in journal.events("signed"):
-        signed[event["key"]].add(event["tbs"])
-    intents = defaultdict(list)
-    for intent in await db.fetch(db.Sql("SELECT * FROM intent ORDER BY job_id, number")):
-        intents[intent["public_key_sha256"]].append(intent)
-    assert signed.keys() == intents.keys()
-    for key, tbs in signed.items():
-        _, *again = intents[key]
-        assert all(intent["reason"] for intent in again)
-        assert len(tbs) <= 1 + len(again)
-        assert intents[key][-1]["status"] == "settled"
+    intents = await db.fetch(db.Sql("SELECT * FROM intent ORDER BY job_id, number"))
+    assert unexplained_signatures(journal, intents) == []
+    assert {intent["status"] for intent in intents} == {"settled"}
 
 
 async def every_state_follows_from_the_one_before():
-    """As the audit trail has it: whoever begins a job finds it ended or given back by the one before."""
-    events = await db.fetch(
-        db.Sql("SELECT resource_id, action, details FROM audit_event WHERE resource_type = 'job' ORDER BY number")
-    )
-    state, claims = {}, Counter()
-    for event in events:
-        moved, job = json.loads(event["details"]), event["resource_id"]
-        if "to" not in moved:
-            continue
-        if moved["from"]:
-            assert moved["from"] == state.get(job, moved["from"]), event
-        assert not state.get(job) == moved["to"] == "Running", event
-        state[job] = moved["to"]
-        claims[job] += moved["to"] == "Running"
-    assert claims == {job["id"]: job["fence"] for job in await Job.select(Job.id, Job.fence)}
+    fences = {job["id"]: job["fence"] for job in await Job.select(Job.id, Job.fence)}
+    assert broken_histories(await db.fetch(MOVES), fences) == []
 
 
 def nobody_worked_beside_another(journal):

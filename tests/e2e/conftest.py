@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
+import secrets
 import signal
 import socket
 import ssl
@@ -16,6 +18,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 BIN = Path(sys.executable).parent
+PORTS = range(18_000, 32_000)
 START_SECONDS = 60
 SHOWN_CHARACTERS = 8000
 ADMIN = "an-admin-key-of-the-environment-for-tests"
@@ -35,8 +39,11 @@ STAGES = pytest.StashKey[list]()
 
 
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    """Return a port that no outgoing connection of this machine gets by chance before a server takes it."""
+    while True:
+        port = PORTS[secrets.randbelow(len(PORTS))]
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait(done, what, seconds=30.0, pause=0.05):
@@ -68,17 +75,25 @@ class Program:
     def running(self):
         return self._process is not None and self._process.poll() is None
 
-    def launch(self):
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._arguments,
-                env=self.environ,
-                cwd=self.log.parent,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+    def launch(self, *, terminal=False):
+        """Start it; with a ``terminal``, as if somebody sat there and saw what it says."""
+        options = {"env": self.environ, "cwd": self.log.parent, "start_new_session": True}
+        if not terminal:
+            with self.log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    self._arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options
+                )
+            return
+        ours, theirs = pty.openpty()
+        self._process = subprocess.Popen(self._arguments, stdin=theirs, stdout=theirs, stderr=theirs, **options)
+        os.close(theirs)
+        threading.Thread(target=self._watch, args=(ours,), daemon=True).start()
+
+    def _watch(self, terminal):
+        with self.log.open("ab", buffering=0) as log, contextlib.suppress(OSError):  # how a terminal ends
+            while shown := os.read(terminal, 4096):
+                log.write(shown)
+        os.close(terminal)
 
     def end(self, how=signal.SIGTERM, seconds=40):
         """Return how it ended."""
@@ -130,14 +145,20 @@ class Server(Program):
         super().__init__("server", ["certctl", "up", "--port", self.port], root, where | environ)
         self._http = None
 
-    def start(self):
-        self.launch()
-        wait(lambda: not self.running or self.ready(), "/ready to answer 200", START_SECONDS)
+    def start(self, *, terminal=False):
+        """Return once it is ready."""
+        self.launch(terminal=terminal)
+        wait(lambda: not self.running or self.ready(), "/ready to answer 200", START_SECONDS, 0.02)
         assert self.running, "the server ended instead of serving"
-        if self._http is None:
-            self._key = self._key or (self.data_dir / "admin-key").read_text().strip()
-            self._http = self.client(self._key)
+        if self._http is None and not terminal:
+            self.speak(self._key or (self.data_dir / "admin-key").read_text().strip())
         return self
+
+    def speak(self, key):
+        """Call the API with this key from now on."""
+        if self._http is not None:
+            self._http.close()
+        self._http = self.client(key)
 
     def ready(self):
         with contextlib.suppress(httpx.TransportError):
@@ -341,6 +362,41 @@ class Visitor:
             thread.join()
 
 
+class Receiver:
+    """An HTTP endpoint on loopback that keeps what is posted to it and answers ``status``."""
+
+    def __init__(self):
+        self.status = 204
+        self.said = b""
+        """The body of its answers."""
+        self.posted = []
+        """Bodies, as JSON."""
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.posted.append(json.loads(body))
+                self.send_response(receiver.status)
+                self.send_header("Content-Length", str(len(receiver.said)))
+                self.end_headers()
+                self.wfile.write(receiver.said)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+
 class Stage:
     """Makes what a module needs, and ends it."""
 
@@ -367,14 +423,20 @@ class Stage:
         """Enrol an agent with a running server; start it yourself."""
         return self._keep(Agent(server, self._place(name), name=name, url=url, **environ)).enroll()
 
-    def nginx(self, root=None):
-        """Make a running NGINX that serves a certificate which nobody trusts, from plain files."""
-        nginx = Nginx(root or self._place("nginx"))
+    def nginx(self, tls=None):
+        """Make a running NGINX that serves a certificate which nobody trusts, from plain files below ``tls``."""
+        root = self._place("nginx")
+        tls = tls or root
+        nginx = Nginx(root, cert=tls / "certs" / "site.crt", key=tls / "private" / "site.key")
         old = FakeCA().bundle("old.example")
         nginx.cert.write_text(old.cert_pem)
         nginx.key.write_text(old.key_pem)
         nginx.key.chmod(0o600)
         return self.stack.enter_context(nginx)
+
+    def receiver(self):
+        """Make an endpoint for notifiers; the server needs CERTCTL_EGRESS_ALLOW=127.0.0.1 to reach it."""
+        return self.stack.enter_context(Receiver())
 
     def visitor(self, nginx, name, root_pem):
         """Make a client of ``nginx``."""

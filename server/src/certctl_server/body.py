@@ -26,7 +26,6 @@ from certctl_server.ids import PATTERN
 
 S = TypeVar("S", bound=msgspec.Struct)
 Convert: TypeAlias = Callable[[Any], Any]
-Path: TypeAlias = str
 
 ID = Annotated[str, msgspec.Meta(pattern=PATTERN)]
 """The id of a row: the new one's or a reference."""
@@ -193,7 +192,7 @@ def _faults(field: Field, value: Any, message: str) -> Iterator[tuple[str, str]]
     yield _told(field.key, message)
 
 
-def _item_faults(path: Path, value: Any, type_: Any) -> Iterator[tuple[str, str]]:
+def _item_faults(path: str, value: Any, type_: Any) -> Iterator[tuple[str, str]]:
     convert = _spelling(type_)
     try:
         msgspec.convert(convert(value) if convert else value, type_)
@@ -201,7 +200,7 @@ def _item_faults(path: Path, value: Any, type_: Any) -> Iterator[tuple[str, str]
         yield _told(path, str(exc))
 
 
-def _told(path: Path, message: str) -> tuple[str, str]:
+def _told(path: str, message: str) -> tuple[str, str]:
     if place := PLACE.search(message):
         return path + place[1], message[: place.start()]
     return path, message
@@ -222,7 +221,7 @@ def _decode(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _unfit(path: Path, value: Any, depth: int) -> Iterator[tuple[str, str]]:
+def _unfit(path: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
     if depth > DEPTH:
         yield path[:255], f"lies deeper than {DEPTH} objects and lists"
     elif isinstance(value, str) and "\0" in value:

@@ -15,8 +15,8 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -131,3 +131,50 @@ class Steps:
             return result
 
         setattr(owner, name, stepped_at_once)
+
+
+def unexplained_signatures(journal: Journal, intents: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what is wrong with what was signed: keys certified more than once without a reason on record.
+
+    ``journal`` has an event ``signed`` for every signature, with ``key`` and ``tbs``: SHA-256, hex, of the public key
+    and of the bytes that were signed. ``intents`` are the rows of that table, in order of their number.
+    """
+    meant = defaultdict(list)
+    for intent in intents:
+        meant[intent["public_key_sha256"]].append(intent)
+    signed = defaultdict(set)
+    for event in journal.events("signed"):
+        signed[event["key"]].add(event["tbs"])
+    wrong = [f"key {key} was signed without an intent" for key in signed.keys() - meant.keys()]
+    for key, rows in meant.items():
+        if len(signed[key]) > len(rows):
+            wrong.append(f"key {key} was certified {len(signed[key])} times on {len(rows)} intents")
+        wrong += [f"intent {row['number']} of {row['job_id']} has no reason" for row in rows[1:] if not row["reason"]]
+    return wrong
+
+
+def broken_histories(events: Iterable[Mapping[str, Any]], fences: Mapping[str, int]) -> list[str]:
+    """Return what is wrong with the moves of jobs: moves that do not follow from the one before, two owners at once.
+
+    ``events`` are audit rows of jobs in order, with ``details`` as JSON; ``fences`` say, by job, how often it was
+    taken from an owner or given to one.
+    """
+    state: dict[str, str] = {}
+    taken: Counter[str] = Counter(dict.fromkeys(fences, 0))
+    wrong = []
+    for event in events:
+        moved, job = json.loads(event["details"]), event["resource_id"]
+        if "to" not in moved:
+            continue
+        before, after = state.get(job, ""), moved["to"]
+        # A claim does not say where it came from, and what made a job not where it begins.
+        if before and (moved["from"] or before) != before:
+            wrong.append(f"{job} went from {moved['from']} to {after}, but was {before}")
+        if before == after == "Running":
+            wrong.append(f"{job} was taken while it ran")
+        state[job] = after
+        taken[job] += after in {"Running", "Cancelled"}
+    wrong += [
+        f"{job} has fence {fences[job]} after {times} owners" for job, times in taken.items() if fences[job] != times
+    ]
+    return wrong

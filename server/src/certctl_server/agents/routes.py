@@ -27,6 +27,7 @@ from certctl_server.crud import one
 from certctl_server.errors import Refused, invalid, not_found
 from certctl_server.filters import equal, word
 from certctl_server.http.answer import Answer
+from certctl_server.http.asked import is_head, mark_idle
 from certctl_server.lists import Key, Row, list_response, listed
 
 BASE = "/api/v1/agents"
@@ -192,6 +193,7 @@ async def beat(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
         raise Refused(HTTPStatus.FORBIDDEN, "Only the agent's own key may do this")
     body = await new(request, HeartbeatBody)
     said = Beat({name: getattr(body, name) for name in SAID}, body.capabilities, body.local_time, body.boot_id)
+    mark_idle(request)
     return {"status": "heartbeat_recorded", "server_time": await heartbeat(row, said)}
 
 
@@ -202,8 +204,10 @@ async def work(id: FromPath[str], request: Req, ctx: Ctx, wait: FromQuery[int] =
     acts = await agent_caller(request.user, id, ctx.settings, reading=True)
     if not 0 <= wait <= LONGEST_WAIT or (wait == 0 and "wait" in request.query_params):
         raise Refused(HTTPStatus.BAD_REQUEST, "The request is not valid", {"wait": "is a whole number from 1 to 25"})
-    claims = acts and request.method == "GET"
+    claims = acts and not is_head(request)
     jobs = await offers(ctx, row, claims=claims, wait=timedelta(seconds=wait if claims else 0))
+    if not jobs:
+        mark_idle(request)
     return {"count": len(jobs), "jobs": jobs}
 
 

@@ -17,8 +17,9 @@ from piccolo.columns import Column
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, audited, record
+from certctl_server.certificates.mapping import catch_up, map_targets
 from certctl_server.certificates.orders import Order, order
-from certctl_server.certificates.status import settle
+from certctl_server.certificates.status import hold, settle
 from certctl_server.certificates.tables import Certificate
 from certctl_server.errors import conflict, invalid
 from certctl_server.ids import new_id
@@ -42,7 +43,10 @@ KNOWN = db.Sql(
     + " UNION ALL SELECT 'target_ids', id FROM target WHERE id IN ({ids:$6})"
 )
 PROFILE = db.Sql("SELECT * FROM certificate_profile WHERE id = $1")
-TAKEN = db.Sql("SELECT name FROM certificate WHERE name = $1 OR name LIKE $2 ESCAPE '!'")
+# A range and not LIKE, which no index on SQLite serves: ")" follows "(".
+TAKEN = db.Sql(
+    "SELECT name FROM certificate WHERE name = $1 UNION ALL SELECT name FROM certificate WHERE name >= $2 AND name < $3"
+)
 INSERT = db.Sql(
     """
     INSERT INTO certificate (id, name, common_name, sans, environment, owner_id, team_id, issuer_id, renewal_policy_id,
@@ -52,15 +56,7 @@ INSERT = db.Sql(
     ON CONFLICT DO NOTHING RETURNING id
     """
 )
-MAP = db.insert_rows(
-    "certificate_target", {"certificate_id": "text", "target_id": "text", "position": "bigint"},
-    "ON CONFLICT (certificate_id, target_id) DO UPDATE SET position = excluded.position",
-)  # fmt: skip
-UNMAP = db.Sql(
-    "DELETE FROM certificate_target WHERE certificate_id = $1 AND target_id NOT IN ({ids:$2}) RETURNING target_id"
-)
 ARCHIVE = db.Sql("UPDATE certificate SET archived_at = {now}, updated_at = {now} WHERE id = $1")
-LATEST_NAMES = 1000
 IMPORTED = {"owner_id": "o-unassigned", "team_id": "t-unassigned"}
 IMPORT = "imported"
 
@@ -174,23 +170,10 @@ async def _insert(id: str, wanted: Wanted, common_name: str, sans: tuple[San, ..
 
 async def _free_name(wanted: str) -> str:
     """Return ``wanted``, or the first of ``wanted (2)``, ``wanted (3)`` ... that no certificate has."""
-    escaped = wanted.replace("!", "!!").replace("%", "!%").replace("_", "!_")
-    taken = {row["name"] for row in await db.fetch(TAKEN, wanted, f"{escaped} (%)")}
+    taken = {row["name"] for row in await db.fetch(TAKEN, wanted, f"{wanted} (", f"{wanted} )")}
     if wanted not in taken:
         return wanted
     return next(name for n in range(2, len(taken) + 3) if (name := f"{wanted} ({n})") not in taken)
-
-
-async def map_targets(certificate_id: str, target_ids: Sequence[str], actor: Actor) -> None:
-    """Let a certificate be served on exactly these targets; deployments to others are called off."""
-    wanted = list(dict.fromkeys(target_ids))
-    gone = [row["target_id"] for row in await db.fetch(UNMAP, certificate_id, json.dumps(wanted))]
-    if gone:
-        where = (Job.certificate_id == certificate_id) & Job.target_id.is_in(gone)
-        await cancel(where, actor=actor, reason="the target was removed")
-    rows = [{"certificate_id": certificate_id, "target_id": id, "position": n} for n, id in enumerate(wanted)]
-    if rows:
-        await db.fetch(MAP, json.dumps(rows))
 
 
 async def change(row: db.Row, values: Mapping[str, Any], actor: Actor) -> None:
@@ -215,9 +198,11 @@ async def change(row: db.Row, values: Mapping[str, Any], actor: Actor) -> None:
     if "tags" in values:
         columns["tags"] = json.dumps(values["tags"])
     async with audited(actor, "certificate_updated", "certificate", row["id"], {"fields": sorted(values)}):
+        await hold([row["id"]])
         await Certificate.update(columns).where(Certificate.id == row["id"])
         if "target_ids" in values:
             await map_targets(row["id"], values["target_ids"], actor)
+            await catch_up([row["id"]], actor)
         await settle([row["id"]], actor=actor)
 
 
@@ -231,6 +216,7 @@ async def archive(row: db.Row, actor: Actor) -> None:
     if row["archived_at"] is not None:
         return
     async with audited(actor, "certificate_archived", "certificate", row["id"]):
+        await hold([row["id"]])
         await db.fetch(ARCHIVE, row["id"])
         await cancel(Job.certificate_id == row["id"], actor=actor, reason="the certificate was archived")
         await settle([row["id"]], actor=actor)

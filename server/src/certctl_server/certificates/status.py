@@ -44,15 +44,25 @@ FACTS = db.Sql(
     WHERE c.id IN ({ids:$1})
     """
 )
-LAST_ORDERS = db.Sql(
-    """
-    SELECT certificate_id, agent_id, status, completed_at FROM (
-        SELECT certificate_id, agent_id, status, completed_at,
+# With what each agent has. Nothing is held back by an agent that serves none of the certificate's targets any more,
+# nor by an order that had no agent once another one followed it.
+_LAST_ORDERS = """
+    SELECT o.certificate_id, o.completed_at, v.id AS version_id, v.not_before, v.not_after FROM (
+        SELECT certificate_id, agent_id, status, completed_at, created_at,
             row_number() OVER (PARTITION BY certificate_id, agent_id ORDER BY created_at DESC, id DESC) AS newest
         FROM job WHERE certificate_id IN ({ids:$1}) AND type IN ('Issuance', 'Renewal') AND status <> 'Cancelled') o
-    WHERE newest = 1 AND status = 'Failed'
+    LEFT JOIN certificate_version v ON v.certificate_id = o.certificate_id AND v.version = (
+        SELECT max(version) FROM certificate_version n
+        WHERE n.certificate_id = o.certificate_id AND n.agent_id = coalesce(o.agent_id, ''))
+    WHERE o.newest = 1 AND o.status = 'Failed' AND CASE
+        WHEN o.agent_id IS NULL THEN NOT EXISTS (SELECT 1 FROM job later WHERE later.certificate_id = o.certificate_id
+            AND later.created_at > o.created_at AND later.type IN ('Issuance', 'Renewal')
+            AND later.status <> 'Cancelled')
+        ELSE EXISTS (SELECT 1 FROM certificate_target m JOIN target t ON t.id = m.target_id
+            WHERE m.certificate_id = o.certificate_id AND t.agent_id = o.agent_id AND t.enabled) END
     """
-)
+# The plus takes the index on type out of SQLite's choice: without statistics it would walk all orders there are.
+LAST_ORDERS = db.Sql(postgres=_LAST_ORDERS, sqlite=_LAST_ORDERS.replace("AND type", "AND +type"))
 MAPPED = db.Sql(
     """
     SELECT m.certificate_id, m.state, m.failures, m.not_before, m.not_after
@@ -73,6 +83,7 @@ WRITE = db.update_rows(
         "updated_at": "timestamptz",
     },
 )
+HOLD = db.Sql("SELECT id FROM certificate WHERE id IN ({ids:$1}) ORDER BY id FOR NO KEY UPDATE")
 CHUNK = 2000
 REFERRING = {
     column: db.Sql(f"SELECT id FROM certificate WHERE {column} = $1 AND id > $2 ORDER BY id LIMIT $3")  # noqa: S608  # ours
@@ -81,16 +92,25 @@ REFERRING = {
 FLIPPING = db.Sql("SELECT id FROM certificate WHERE flip_at <= $1 ORDER BY flip_at LIMIT $2")
 
 
+async def hold(ids: Iterable[str]) -> None:
+    """Let nobody else change or settle these certificates until the transaction ends; take it before their jobs."""
+    if db.dialect() == "postgres":
+        await db.fetch(HOLD, json.dumps(sorted(set(ids))))
+
+
 async def settle(ids: Iterable[str], *, now: datetime | None = None, actor: Actor = SYSTEM) -> None:
     """Bring status, its next flip, the due moment and the deployment state of certificates up to their facts.
 
     Raises:
         IllegalTransition: the facts ask for a move that no event may make; a bug, and nothing is written.
     """
-    now = now or datetime.now(UTC)
-    if not (wanted := json.dumps(sorted(set(ids)))) or wanted == "[]":
+    now, ids = now or datetime.now(UTC), sorted(set(ids))
+    if not ids:
         return
+    wanted = json.dumps(ids)
     async with db.transaction():
+        # Two orders of one certificate that end at once would else each see the other one open.
+        await hold(ids)
         facts = await db.fetch(FACTS, wanted)
         failed, mapped = defaultdict(list), defaultdict(list)
         for row in await db.fetch(LAST_ORDERS, wanted):
@@ -127,7 +147,8 @@ def _settled(row: db.Row, failed: list[db.Row], mapped: list[db.Row], now: datet
         "flip_at": flip_at,
         "renew_due_at": _due(row, order, failed),
         "deployment_state": where,
-        "was_active": row["was_active"] or became in AGEING,
+        # What was revoked is past its first issue as well: what follows is a renewal.
+        "was_active": row["was_active"] or became in AGEING or became is Status.REVOKED,
         "updated_at": now,
     }
 
@@ -148,11 +169,22 @@ def _oldest(row: db.Row, mapped: list[db.Row]) -> tuple[datetime | None, datetim
 def _due(row: db.Row, order: Order, failed: list[db.Row]) -> datetime | None:
     """When the scheduler is to renew; None whenever it must not."""
     barred = not row["auto_renew"] or not row["issuer_enabled"] or row["archived_at"] or row["revoked_at"]
-    if barred or order is Order.OPEN or row["expires_at"] is None or row["not_before"] is None:
+    if barred or order is Order.OPEN:
         return None
-    due = renew_due_at(row["not_before"], row["expires_at"], window_days=row["renewal_window_days"])
-    fresh: list[datetime] = [each["completed_at"] + AGAIN for each in failed if each["completed_at"]]
-    return max([due, *fresh])
+    window_days = row["renewal_window_days"]
+    moments = [_again(each, window_days) for each in failed]
+    newest_failed = row["version_id"] in {each["version_id"] for each in failed}
+    if row["not_before"] is not None and row["expires_at"] is not None and not newest_failed:
+        moments.append(renew_due_at(row["not_before"], row["expires_at"], window_days=window_days))
+    return min(moments, default=None)
+
+
+def _again(failed: db.Row, window_days: int) -> datetime:
+    """When a fresh order follows one that failed for good: after a day, and not before what its agent has is due."""
+    fresh: datetime = failed["completed_at"] + AGAIN
+    if failed["not_after"] is None:
+        return fresh
+    return max(fresh, renew_due_at(failed["not_before"], failed["not_after"], window_days=window_days))
 
 
 def _moved(old: db.Row, new: dict[str, Any]) -> bool:

@@ -6,7 +6,8 @@ Step 7 of the main flow (docs/main-flow.md).
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 from certctl_core.csr import CheckedCsr
 from certctl_core.issued import Issued
@@ -14,11 +15,12 @@ from certctl_core.job import JobState, JobType
 
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Actor, Event, record
-from certctl_server.certificates.status import settle
+from certctl_server.certificates.status import hold, settle
 from certctl_server.ids import new_id
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import NewJob, create, deployment_place
-from certctl_server.jobs.state import NORMAL, Claimed, end
+from certctl_server.jobs.state import NORMAL, Claimed, cancel, end
+from certctl_server.jobs.tables import Job
 
 INSERT = db.Sql(
     """
@@ -38,18 +40,34 @@ FACTS = db.Sql(
     WHERE id = $1
     """
 )
-MAPPED = db.Sql(
+# For each target the newest version that its agent has the key of: its own, else one that was made from no agent's CSR.
+FITTING = db.Sql(
     """
-    SELECT m.target_id, t.agent_id FROM certificate_target m JOIN target t ON t.id = m.target_id
-    WHERE m.certificate_id = $1 AND t.enabled AND t.agent_id IS NOT NULL AND ($2 = '' OR t.agent_id = $2)
-    ORDER BY m.position, m.target_id
+    SELECT m.certificate_id, m.target_id, t.agent_id, m.state, m.version_id AS there, v.id AS version_id,
+        v.not_after, v.revoked_at
+    FROM certificate_target m JOIN target t ON t.id = m.target_id
+        LEFT JOIN certificate_version v ON v.certificate_id = m.certificate_id AND v.version = coalesce(
+            (SELECT max(n.version) FROM certificate_version n
+                WHERE n.certificate_id = m.certificate_id AND n.agent_id = t.agent_id),
+            (SELECT max(n.version) FROM certificate_version n
+                WHERE n.certificate_id = m.certificate_id AND n.agent_id = ''))
+    WHERE m.certificate_id IN ({ids:$1}) AND t.enabled AND t.agent_id IS NOT NULL
+    ORDER BY m.certificate_id, m.position, m.target_id
     """
 )
 AWAITED = db.Sql(
     """
-    UPDATE certificate_target SET state = 'pending', failures = 0, last_job_id = (
-        SELECT id FROM job WHERE job.place = 'deploy|' || $2 || '|' || certificate_target.target_id)
-    WHERE certificate_id = $1 AND target_id IN ({ids:$3})
+    UPDATE certificate_target SET state = 'pending', failures = 0, last_job_id = job.id FROM job
+    WHERE job.id IN ({ids:$1}) AND certificate_target.certificate_id = job.certificate_id
+        AND certificate_target.target_id = job.target_id
+    """
+)
+SUPERSEDED = db.Sql(
+    """
+    SELECT old.id FROM job new JOIN job old ON old.certificate_id = new.certificate_id
+        AND old.target_id = new.target_id AND old.type = 'Deployment' AND old.place IS NOT NULL
+        AND old.version_id <> new.version_id
+    WHERE new.id IN ({ids:$1})
     """
 )
 SETTLED = db.Sql(
@@ -68,6 +86,7 @@ async def store(job: Claimed, csr: CheckedCsr, issued: Issued, reference: str) -
     """
     version_id, leaf, now = new_id("certver"), issued.leaf, db.now()
     async with db.transaction():
+        await hold([job.certificate_id])
         await end(
             job, JobState.COMPLETED, version_id=version_id, result=json.dumps({"version_id": version_id}), last_error=""
         )
@@ -77,13 +96,24 @@ async def store(job: Claimed, csr: CheckedCsr, issued: Issued, reference: str) -
             *(leaf.not_before, leaf.not_after, leaf.fingerprint_sha256, leaf.public_key_sha256, issued.full_pem),
             *(csr.pem, leaf.key.algorithm, leaf.key.size, reference, now),
         )
-        facts = (leaf.serial_number, leaf.not_before, leaf.not_after, leaf.fingerprint_sha256)
-        await db.fetch(FACTS, job.certificate_id, version_id, *facts, leaf.key.algorithm, leaf.key.size, now)
         await db.fetch(SETTLED, job.id, version_id, reference)
         await record([_stored(job, version_id, issued)])
-        await deploy(job.certificate_id, version_id, agent_id=job.agent_id, actor=SYSTEM, traceparent=job.traceparent)
+        # Jobs first, then the places on targets, then the certificate: reports of agents lock in this order as well.
+        await _supersede(job)
+        rows = [row for row in await fitting([job.certificate_id]) if row["version_id"] == version_id]
+        await deploy(rows, actor=SYSTEM, traceparent=job.traceparent)
+        facts = (leaf.serial_number, leaf.not_before, leaf.not_after, leaf.fingerprint_sha256)
+        await db.fetch(FACTS, job.certificate_id, version_id, *facts, leaf.key.algorithm, leaf.key.size, now)
         await settle([job.certificate_id], now=now)
     return version_id
+
+
+async def _supersede(job: Claimed) -> None:
+    """Call off what was to bring older versions of the certificate to the agent: it gets the newest one only."""
+    older = (Job.certificate_id == job.certificate_id) & (Job.type == JobType.DEPLOYMENT)
+    theirs = older & (Job.agent_id == job.agent_id) if job.agent_id else older
+    states = (JobState.PENDING, JobState.RUNNING)
+    await cancel(theirs, actor=SYSTEM, reason="superseded by a newer version", states=states)
 
 
 def _stored(job: Claimed, version_id: str, issued: Issued) -> Event:
@@ -97,40 +127,40 @@ def _stored(job: Claimed, version_id: str, issued: Issued) -> Event:
     return Event(SYSTEM, "certificate_issued", "certificate", job.certificate_id, details)
 
 
-async def deploy(  # noqa: PLR0913  # a deployment is between all of these
-    certificate_id: str,
-    version_id: str,
-    *,
-    agent_id: str = "",
-    target_id: str = "",
-    actor: Actor,
-    traceparent: str = "",
-    request: dict[str, Any] | None = None,
-) -> list[NewJob]:
-    """Make a Deployment job for each mapped target, or the one given; return those that are new.
+async def fitting(ids: Iterable[str]) -> list[db.Row]:
+    """Return every enabled target of the certificates, with the version that it should have, None if there is none."""
+    return await db.fetch(FITTING, json.dumps(sorted(set(ids))))
 
-    ``agent_id``: only that agent has the version's key; empty: whoever owns a target may have it.
+
+async def deploy(
+    rows: Sequence[db.Row], *, actor: Actor, traceparent: str = "", after: timedelta | None = None
+) -> list[NewJob]:
+    """Make a Deployment job for each of ``rows``, as ``fitting`` returns them; return those that are new.
+
+    Open deployments of other versions to the same targets are called off. ``after``: something else was just seen
+    there, so the next try waits that long, and how often it went wrong is remembered.
     """
-    rows = await db.fetch(MAPPED, certificate_id, agent_id)
     jobs = [
         NewJob(
             type=JobType.DEPLOYMENT,
-            place=deployment_place(version_id, row["target_id"]),
-            certificate_id=certificate_id,
+            place=deployment_place(row["version_id"], row["target_id"]),
+            certificate_id=row["certificate_id"],
             target_id=row["target_id"],
             agent_id=row["agent_id"],
-            version_id=version_id,
+            version_id=row["version_id"],
             offered=True,
-            priority=NORMAL,
-            request=request or {},
+            offered_after=after or timedelta(),
             traceparent=traceparent,
         )
         for row in rows
-        if target_id in {"", row["target_id"]}
     ]
-    made = await create(jobs, actor)
-    if made:
-        await db.fetch(AWAITED, certificate_id, version_id, json.dumps([job.target_id for job in made]))
+    if not (made := await create(jobs, actor)):
+        return []
+    ids = json.dumps([job.id for job in made])
+    if old := [row["id"] for row in await db.fetch(SUPERSEDED, ids)]:
+        await cancel(Job.id.is_in(old), actor=actor, reason="superseded by a newer version")
+    if after is None:
+        await db.fetch(AWAITED, ids)
     for agent in {str(job.agent_id) for job in made}:
         bell.ring_agent(agent)
     return made

@@ -86,7 +86,8 @@ def _kept(old: Any, new: Any) -> Any:
     if isinstance(new, list):
         stored_items = old if isinstance(old, list) else []
         padded = [*stored_items, *([None] * len(new))]
-        return [_kept(padded[index], value) for index, value in enumerate(new)]
+        items = [(_kept(padded[index], value), value) for index, value in enumerate(new)]
+        return [kept for kept, value in items if kept is not None or value is None]
     return new
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from certctl_core.job import JobState, JobType
@@ -47,7 +47,8 @@ class NewJob:
     due: bool = False
     """A worker may claim it at once."""
     offered: bool = False
-    """Its agent may have it at once."""
+    """Its agent may have it, at once or ``offered_after`` some time."""
+    offered_after: timedelta = timedelta()
     max_attempts: int = 3
     request: Mapping[str, Any] = field(default_factory=dict)
     traceparent: str = ""
@@ -58,7 +59,7 @@ async def create(jobs: Sequence[NewJob], actor: Actor) -> list[NewJob]:
     """Store ``jobs`` with their audit rows; return those whose place was free."""
     if not jobs:
         return []
-    now = datetime.now(UTC).isoformat(sep=" ", timespec="microseconds")
+    now = datetime.now(UTC)
     rows = [{**{name: getattr(job, name, None) for name in COLUMNS}, **_derived(job, actor, now)} for job in jobs]
     async with db.transaction():
         if lanes := sorted({job.lane for job in jobs if job.lane}):
@@ -69,15 +70,20 @@ async def create(jobs: Sequence[NewJob], actor: Actor) -> list[NewJob]:
     return new
 
 
-def _derived(job: NewJob, actor: Actor, now: str) -> dict[str, Any]:
+def _derived(job: NewJob, actor: Actor, at: datetime) -> dict[str, Any]:
+    now = _text(at)
     return {
         "due_at": now if job.due else None,
-        "offer_at": now if job.offered else None,
+        "offer_at": _text(at + job.offered_after) if job.offered else None,
         "requested_by": actor.name,
         "request": json.dumps(job.request),
         "scheduled_at": now,
         "created_at": now,
     }
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat(sep=" ", timespec="microseconds")
 
 
 def _event(job: NewJob, actor: Actor) -> Event:

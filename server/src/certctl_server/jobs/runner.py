@@ -172,18 +172,22 @@ class Runner:
         lease = self._ctx.settings.job.lease
         while True:
             await asyncio.sleep(lease.total_seconds() / 3)
-            if not (ours := {job.id: job for job, _ in self._running.values()}):
+            if not (ours := list(self._running.values())):
                 continue
             try:
-                alive = await beat(self.owner, ours, lease=lease)
+                alive = await beat(self.owner, [job.id for job, _ in ours], lease=lease)
             except (*db.UNREACHABLE, RuntimeError) as exc:
                 log.warning("leases cannot be extended", extra={"jobs": len(ours)}, exc_info=exc)
                 continue
-            for job in ours.values():
-                held = self._running.get(job.id)
-                if held and held[0] is job and alive.get(job.id) != job.fence:
-                    log.warning("job lost to another owner", extra={"job": job.id})
-                    held[1].cancel()
+            if gone := {task: job for job, task in ours if alive.get(job.id) != job.fence}:
+                await self._let_go(gone)
+
+    async def _let_go(self, gone: Mapping[asyncio.Task[None], Claimed]) -> None:
+        # One that has just written its end runs no more either, and is about to return.
+        _, lost = await asyncio.wait(gone, timeout=self._ctx.settings.job.lease.total_seconds() / 10)
+        for task in lost:
+            log.warning("job lost to another owner", extra={"job": gone[task].id})
+            task.cancel()
 
     async def _run(self, job: Claimed) -> None:
         deadline = db.now() + PATIENCE

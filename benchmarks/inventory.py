@@ -1,0 +1,181 @@
+"""A big installation, made by the database itself: certificates, their versions, targets, jobs and audit rows.
+
+Per certificate: one version, one place where it is served, two finished jobs, one finding, ten audit rows.
+Only ``DUE`` certificates are due for renewal, so that a server started on it has little to do at once.
+"""
+
+from __future__ import annotations
+
+from certctl_server.db import Sql
+
+DUE = 20
+AGENTS, TARGETS, TEAMS = 100, 1000, 20
+CHAIN_CHARACTERS = 1600
+NOW = "{after:0}"
+OF_64 = "'" + "0" * 57 + "' || (1000000 + n.i)"
+TABLES = ("certificate", "certificate_version", "certificate_target", "job", "audit_event", "discovered_certificate")
+
+
+def _each(table: str, count: str, columns: dict[str, str], number: str = "n.i", clause: str = "") -> Sql:
+    """Return the statement that inserts a row per number from 1 to ``count``, its columns made by expressions."""
+    names, values = ", ".join(columns), ", ".join(columns.values())
+    numbers = f"WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
+    return Sql(f"{numbers} INSERT INTO {table} ({names}) SELECT {values} FROM n {clause} ORDER BY {number}")
+
+
+def _one_of(*words: str) -> str:
+    cases = " ".join(f"WHEN {number} THEN '{word}'" for number, word in enumerate(words))
+    return f"CASE n.i % {len(words)} {cases} END"
+
+
+TIMES = {"created_at": "{after:n.i - 3000000}", "updated_at": "{after:n.i - 3000000}"}
+REFERENCE = {
+    "owner_id": f"'o-' || (n.i % {TEAMS} + 1)",
+    "team_id": f"'t-' || (n.i % {TEAMS} + 1)",
+    "issuer_id": "'iss-plenty'",
+    "renewal_policy_id": "'rp-plenty'",
+}
+AGENT = f"'ag-' || (n.i % {AGENTS} + 1)"
+TARGET = f"'t-' || (n.i % {TARGETS} + 1)"
+LIFE = {"not_before": "{after:0 - 864000}", "not_after": "{after:n.i + 6480000}"}
+
+
+def _grounds() -> list[Sql]:
+    plain = {"name": "'plenty'", **TIMES}
+    return [
+        _each("team", str(TEAMS), {"id": "'t-' || n.i", "name": "'team ' || n.i", **TIMES}),
+        _each(
+            "owner",
+            str(TEAMS),
+            {"id": "'o-' || n.i", "name": "'owner ' || n.i", "team_id": "'t-' || n.i", **TIMES},
+        ),
+        _each("issuer", "1", {"id": "'iss-plenty'", "type": "'GenericCA'", "status": "'ready'", **plain}),
+        _each("renewal_policy", "1", {"id": "'rp-plenty'", **plain}),
+        _each(
+            "agent",
+            str(AGENTS),
+            {
+                "id": "'ag-' || n.i",
+                "name": "'agent ' || n.i",
+                "status": "'Offline'",
+                "registered_at": NOW,
+                **TIMES,
+            },
+        ),
+        _each(
+            "target",
+            str(TARGETS),
+            {
+                "id": "'t-' || n.i",
+                "name": "'target ' || n.i",
+                "type": "'NGINX'",
+                "agent_id": AGENT,
+                "status": "'ready'",
+                **TIMES,
+            },
+        ),
+    ]
+
+
+def _certificates(count: int) -> list[Sql]:
+    number = str(count)
+    certificate = {
+        "id": "'mc-plenty-' || n.i",
+        "name": "'plenty-' || n.i",
+        "common_name": "'host-' || n.i || '.example.com'",
+        "sans": "'[\"host-' || n.i || '.example.com\"]'",
+        "environment": _one_of("production", "staging", "test", "development"),
+        **REFERENCE,
+        "status": "'Active'",
+        "decided": "'Active'",
+        "was_active": "true",
+        "flip_at": "{after:n.i + 3888000}",
+        "renew_due_at": f"{{after:CASE WHEN n.i <= {DUE} THEN 0 - 60 ELSE n.i + 3888000 END}}",
+        "version_id": "'certver-plenty-' || n.i",
+        "not_before": LIFE["not_before"],
+        "expires_at": LIFE["not_after"],
+        "issued_at": LIFE["not_before"],
+        "serial_number": OF_64,
+        "fingerprint": OF_64,
+        "key_algorithm": "'ECDSA'",
+        "key_size": "256",
+        "deployment_state": "'served'",
+        **TIMES,
+    }
+    version = {
+        "id": "'certver-plenty-' || n.i",
+        "certificate_id": "'mc-plenty-' || n.i",
+        "version": "1",
+        "issuer_id": "'iss-plenty'",
+        "agent_id": AGENT,
+        "serial_number": OF_64,
+        **LIFE,
+        "fingerprint_sha256": OF_64,
+        "public_key_sha256": OF_64,
+        "pem_chain": f"'{'x' * CHAIN_CHARACTERS}'",
+        "created_at": TIMES["created_at"],
+    }
+    place = {
+        "certificate_id": "'mc-plenty-' || n.i",
+        "target_id": TARGET,
+        "state": "'served'",
+        "version_id": "'certver-plenty-' || n.i",
+        "served_fingerprint": OF_64,
+        **LIFE,
+    }
+    return [
+        _each("certificate", number, certificate),
+        _each("certificate_version", number, version),
+        _each("certificate_target", number, place),
+    ]
+
+
+def _past(count: int) -> list[Sql]:
+    """What was done: jobs, findings, audit rows, sealed already."""
+    job = {
+        "id": "'job-plenty-' || k.kind || n.i",
+        "type": "k.kind",
+        "certificate_id": "'mc-plenty-' || n.i",
+        "target_id": f"CASE k.kind WHEN 'Deployment' THEN {TARGET} END",
+        "agent_id": AGENT,
+        "issuer_id": "'iss-plenty'",
+        "version_id": "'certver-plenty-' || n.i",
+        "lane": "CASE k.kind WHEN 'Issuance' THEN 'issuer:iss-plenty' ELSE '' END",
+        "status": "'Completed'",
+        "scheduled_at": TIMES["created_at"],
+        "completed_at": TIMES["created_at"],
+        "created_at": TIMES["created_at"],
+    }
+    finding = {
+        "id": "'dc-plenty-' || n.i",
+        "fingerprint_sha256": OF_64,
+        "source_path": "'/etc/ssl/' || n.i || '.pem'",
+        "agent_id": AGENT,
+        "status": _one_of("Unmanaged", "Managed", "Dismissed"),
+        "first_seen_at": TIMES["created_at"],
+        "last_seen_at": TIMES["created_at"],
+        **TIMES,
+    }
+    event = {
+        "id": "'audit-plenty-' || n.i",
+        "timestamp": "{after:n.i - 3000000}",
+        "actor": f"'person-' || (n.i % {TEAMS})",
+        "actor_type": "'User'",
+        "action": _one_of("certificate_created", "renewal_triggered", "job_running", "certificate_issued"),
+        "resource_type": "'certificate'",
+        "resource_id": f"'mc-plenty-' || (n.i % {count} + 1)",
+        "sequence": "n.i",
+        "previous_hash": OF_64,
+        "hash": OF_64,
+    }
+    kinds = "CROSS JOIN (SELECT 'Issuance' AS kind UNION ALL SELECT 'Deployment') k"
+    return [
+        _each("job", str(count), job, clause=kinds),
+        _each("discovered_certificate", str(count), finding),
+        _each("audit_event", str(10 * count), event),
+    ]
+
+
+def statements(certificates: int) -> list[Sql]:
+    """Return what fills a migrated database with so many certificates and all that belongs to them, in order."""
+    return [*_grounds(), *_certificates(certificates), *_past(certificates)]
