@@ -1,9 +1,10 @@
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from certctl_core.config import ConnectorConfig
 from certctl_core.errors import MisconfiguredError
-from certctl_server.connectors.config import HIDDEN, hide, merged, seal, sealed_keys, unseal
+from certctl_server.connectors.config import HIDDEN, files, hide, merged, seal, sealed_keys, unseal
 from certctl_server.sealing import Cipher, is_sealed, place
 from pydantic import AliasChoices, Field, SecretStr
 
@@ -18,7 +19,7 @@ class Login(ConnectorConfig):
 
 class Mtls(ConnectorConfig):
     mode: Literal["mtls"] = Field("mtls", description="Way")
-    cert: str = Field(description="File")
+    cert: Path = Field(description="File")
 
 
 class Token(ConnectorConfig):
@@ -102,3 +103,9 @@ def test_options_merge_at_their_first_level(model, old, new, expected):
 def test_what_only_we_write_is_noticed_in_what_a_client_sends():
     stolen = seal(None, {"a": "s"}, CIPHER, HERE)["a"]
     assert sealed_keys({"url": stolen, "deep": {"list": [1, stolen]}, "plain": "sealed:1:x"}) == ["url", "deep"]
+
+
+def test_options_that_name_files_are_found_wherever_they_lie():
+    raw = {"url": "/not/a/file", "auth": {"mode": "mtls", "cert": "/etc/shadow"}, "strange": {"cert": "/x"}}
+    assert list(files(Config, raw)) == [("auth.cert", "/etc/shadow")]
+    assert list(files(None, raw)) == []

@@ -10,8 +10,7 @@ from certctl_sdk.testing.http_peer import HttpPeer, Reply
 from certctl_server import db
 from certctl_server.audit.tables import AuditEvent
 from certctl_server.certificates.tables import Certificate
-from certctl_server.connectors.service import refresh
-from certctl_server.issuers.service import ISSUERS
+from certctl_server.connectors.refresh import refresh_all
 from certctl_server.issuers.tables import Issuer
 from certctl_server.people.tables import Owner, Team
 from certctl_server.rules.tables import RenewalPolicy
@@ -179,10 +178,11 @@ async def test_the_sealed_secret_of_another_issuer_is_not_taken(client):
     assert (answer.status_code, fields(answer)) == (400, ["config.ca_url"])
 
 
-@pytest.mark.parametrize("path", ["/etc/shadow", "../other", "link/shadow"])
+@pytest.mark.parametrize("path", ["/etc/shadow", "{data}/../other", "{data}/link/shadow", "roots.pem"])
 async def test_files_outside_the_data_directory_are_unsafe(client, ctx, path):
     (ctx.settings.data_dir / "link").symlink_to("/etc")
-    body = {"name": "x", "type": "StepCA", "config": {"root_cert_path": path}}
+    config = {"root_cert_path": path.format(data=ctx.settings.data_dir)}
+    body = {"name": "x", "type": "StepCA", "config": config}
     answer = await client.post(PATH, json=body)
     assert (answer.status_code, fields(answer)) == (400, ["config.root_cert_path"])
     inside = {"root_cert_path": str(ctx.settings.data_dir / "roots.pem")}
@@ -306,8 +306,8 @@ async def test_a_connector_that_was_installed_meanwhile_makes_its_rows_ready(cli
     issuer = await ready(client)
     assert (issuer["status"], issuer["config"]) == ("incomplete", {"ca_url": HIDDEN, "provisioner_password": HIDDEN})
     ctx.plugins.issuers["StepCA"] = StepIssuer
-    assert await refresh(ISSUERS, ctx) == 1
-    assert await refresh(ISSUERS, ctx) == 0
+    assert await refresh_all(ctx) == 1
+    assert await refresh_all(ctx) == 0
     assert (await client.get(f"{PATH}/iss-1")).json()["status"] == "ready"
 
 

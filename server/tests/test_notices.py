@@ -159,8 +159,9 @@ async def test_reading_keeps_the_time_of_sending(client):
         ("type=renewalfailure", 1),
         ("channel=webhook", 1),
         ("channel=slack", 0),
-    ]
-    + [("certificate_id=mc-1", 1), ("certificate_id=mc-2", 0)],
+        ("certificate_id=mc-1", 1),
+        ("certificate_id=mc-2", 0),
+    ],
 )
 async def test_notifications_are_filtered(client, query, count):
     await made(client)
@@ -203,6 +204,11 @@ async def test_a_test_that_fails_names_the_cause_and_hides_the_address(client, e
     assert (await client.get(f"{NOTIFIERS}?status=failing")).json()["total"] == 1
 
 
-async def test_an_incomplete_notifier_cannot_be_tested(client, engine):
-    await made(client, type="Slack", config={})
-    assert (await client.post(f"{NOTIFIERS}/nt-1/test")).status_code == 400
+async def test_a_notifier_that_cannot_send_cannot_be_tested(client, engine):
+    await made(client, id="nt-1", type="Slack", config={})
+    assert (await client.post(f"{NOTIFIERS}/nt-1/test")).status_code == 503
+    await made(client, id="nt-2", url=None)
+    answer = await client.post(f"{NOTIFIERS}/nt-2/test")
+    assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "config.url")
+    await made(client, id="nt-3", enabled=False)
+    assert (await client.post(f"{NOTIFIERS}/nt-3/test")).status_code == 409

@@ -365,28 +365,36 @@ class Visitor:
 class Receiver:
     """An HTTP endpoint on loopback that keeps what is posted to it and answers ``status``."""
 
-    def __init__(self):
-        self.status = 204
-        self.said = b""
-        """The body of its answers."""
+    def __init__(self, status):
+        self.status = status
         self.posted = []
         """Bodies, as JSON."""
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.posted.append(json.loads(body))
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                receiver.posted.append(json.loads(body or b"null"))
+                said = receiver.answer(self.path, self.headers.items(), body)
                 self.send_response(receiver.status)
-                self.send_header("Content-Length", str(len(receiver.said)))
+                self.send_header("Content-Length", str(len(said)))
                 self.end_headers()
-                self.wfile.write(receiver.said)
+                self.wfile.write(said)
+
+            do_GET = do_POST
 
             def log_message(self, *_):
-                pass
+                """Not on the terminal of the tests."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def answer(self, path, headers, body):
+        """A peer that refuses repeats everything it was sent, as some do."""
+        if self.status < 400:
+            return b""
+        told = " ".join([path, body.decode(), *(f"{name}: {value}" for name, value in headers)])
+        return json.dumps(dict.fromkeys(("error", "message", "detail"), told)).encode()
 
     def __enter__(self):
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -434,9 +442,19 @@ class Stage:
         nginx.key.chmod(0o600)
         return self.stack.enter_context(nginx)
 
-    def receiver(self):
+    def receiver(self, status=200):
         """Make an endpoint for notifiers; the server needs CERTCTL_EGRESS_ALLOW=127.0.0.1 to reach it."""
-        return self.stack.enter_context(Receiver())
+        return self.stack.enter_context(Receiver(status))
+
+    def distribution(self, directory, name, source, version="1.0"):
+        """Install a connector package of one module into a directory for PYTHONPATH."""
+        module = name.replace("-", "_")
+        (info := directory / f"{module}-{version}.dist-info").mkdir(parents=True)
+        (directory / f"{module}.py").write_text(source)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: certctl-core>=1.0,<2\n"
+        )
+        (info / "entry_points.txt").write_text(f"[certctl]\n{name} = {module}\n")
 
     def visitor(self, nginx, name, root_pem):
         """Make a client of ``nginx``."""

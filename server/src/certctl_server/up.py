@@ -14,6 +14,7 @@ from certctl_core import plugins
 
 from certctl_server import engine, listeners, page, reserved, start, tls
 from certctl_server.app import make_app
+from certctl_server.connectors.refresh import refresh_all
 from certctl_server.context import Context
 from certctl_server.jobs import bell
 from certctl_server.listeners import Door
@@ -43,6 +44,7 @@ async def run(settings: Settings, announce: Callable[[Running], None], *, termin
             stack.callback(sock.close)
         shown, ca_file = await stack.enter_async_context(_certificate(ctx))
         handed = await start.hand_over(settings, tls.pin(settings), terminal=terminal)
+        await refresh_all(ctx)
         await engine.start(ctx)
         stack.push_async_callback(engine.stop)
         door = Door(make_app(ctx, pages=page.Page(settings)), sockets, shown.context if shown else None, begins=True)

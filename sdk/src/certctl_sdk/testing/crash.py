@@ -173,7 +173,7 @@ def broken_histories(events: Iterable[Mapping[str, Any]], fences: Mapping[str, i
         if before == after == "Running":
             wrong.append(f"{job} was taken while it ran")
         state[job] = after
-        taken[job] += after in {"Running", "Cancelled"}
+        taken[job] += after == "Running" or (after == "Cancelled" and before != "Failed")
     wrong += [
         f"{job} has fence {fences[job]} after {times} owners" for job, times in taken.items() if fences[job] != times
     ]

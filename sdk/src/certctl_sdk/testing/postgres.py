@@ -59,6 +59,11 @@ class Postgres:
         self.run(f"CREATE DATABASE {name}")
         return self.url(name)
 
+    def dump(self, name: str) -> bytes:
+        """Return a backup of the database ``name``, as SQL."""
+        arguments = ["pg_dump", "--inserts", self.url(name)]
+        return subprocess.run(arguments, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603  # ours
+
     def start(self) -> None:
         """Let it run, after a stop with all its data; it keeps its port."""
         options = " ".join(f"-c {name}={value}" for name, value in self._settings.items())

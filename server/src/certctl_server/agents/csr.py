@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from datetime import timedelta
 
-from certctl_core.csr import CheckedCsr, CsrError, read_csr
+from certctl_core.csr import CheckedCsr, CsrError, match_names, read_csr
 from certctl_core.errors import RejectedError
 from certctl_core.job import JobState, JobType
+from certctl_core.names import normalise_sans
 
 from certctl_server import db
-from certctl_server.audit.record import Actor, Event, record
-from certctl_server.certificates.orders import Order, give_csr, order
-from certctl_server.errors import invalid, not_found
+from certctl_server.agents.health import is_plain
+from certctl_server.audit.record import Actor, audited
+from certctl_server.certificates.orders import Order, give_csr, keep_csr, order
+from certctl_server.errors import conflict, invalid, not_found
 from certctl_server.jobs.issue import accept, ordered
 
 PATIENCE = timedelta(seconds=10)
 PACE = 0.05
 WAITING = db.Sql(
     """
-    SELECT id, status, certificate_id, csr_sha256, version_id FROM job
+    SELECT id, status, certificate_id, csr_sha256, version_id, place FROM job
     WHERE agent_id = $1 AND certificate_id = $2 AND type IN ('Issuance', 'Renewal')
     ORDER BY CASE WHEN place IS NOT NULL THEN 0 ELSE 1 END, created_at DESC, id DESC LIMIT 5
     """
@@ -29,78 +32,108 @@ ALL_WAITING = db.Sql(
     """
     SELECT j.id, j.status, j.certificate_id, j.csr_sha256, j.version_id, c.common_name, c.sans
     FROM job j JOIN certificate c ON c.id = j.certificate_id
-    WHERE j.agent_id = $1 AND j.status = 'AwaitingCSR' ORDER BY j.created_at, j.id LIMIT 500
+    WHERE j.agent_id = $1 AND j.status = 'AwaitingCSR' AND j.csr_sha256 = '' ORDER BY j.created_at, j.id LIMIT 500
+    """
+)
+SAME = db.Sql(
+    """
+    SELECT id, status, certificate_id, csr_sha256, version_id FROM job WHERE agent_id = $1 AND csr_sha256 = $2
+    ORDER BY created_at DESC, id DESC LIMIT 1
     """
 )
 SERVES = db.Sql(
     """
-    SELECT 1 AS yes FROM certificate_target m JOIN target t ON t.id = m.target_id
-    WHERE m.certificate_id = $2 AND t.agent_id = $1 LIMIT 1
+    SELECT c.revoked_at, c.archived_at FROM certificate_target m JOIN target t ON t.id = m.target_id
+        JOIN certificate c ON c.id = m.certificate_id
+    WHERE m.certificate_id = $2 AND t.agent_id = $1 AND t.enabled LIMIT 1
+    """
+)
+HELD_KEY = db.Sql(
+    """
+    INSERT INTO agent_key (agent_id, certificate_id, public_key_sha256) VALUES ($1, $2, $3)
+    ON CONFLICT (agent_id, certificate_id) DO UPDATE SET public_key_sha256 = excluded.public_key_sha256
     """
 )
 STATE = db.Sql("SELECT status, version_id, last_error FROM job WHERE id = $1")
 SAY = db.Sql("UPDATE job SET last_error = $2 WHERE id = $1 AND status = 'AwaitingCSR'")
 
 
-async def submit(agent_id: str, csr_pem: str, certificate_id: str, actor: Actor) -> str:
+async def submit(agent: db.Row, csr_pem: str, certificate_id: str, actor: Actor) -> str:
     """Take a CSR; return ``csr_signed`` if the certificate came of it within ten seconds, else ``csr_accepted``.
 
     No database connection is held while waiting.
 
     Raises:
-        Refused: 400 for a CSR that does not fit its order, 404 where the agent has none.
+        Refused: 400 for a CSR that does not fit its order, 404 where the agent has none, 409 where the order has one.
     """
     try:
         csr = read_csr(csr_pem)
     except CsrError as exc:
         raise invalid({"csr_pem": str(exc)}) from exc
-    job = await _job(agent_id, certificate_id, csr, actor)
-    if job["csr_sha256"] == csr.sha256:
-        return await _outcome(job["id"])
-    await _check(job, csr, actor)
-    async with db.transaction():
-        await give_csr([job["id"]], csr.pem, csr.sha256)
-        told = {"certificate_id": job["certificate_id"], "csr_sha256": csr.sha256}
-        await record([Event(actor, "csr_submitted", "job", job["id"], told)])
+    if (job := await _job(agent["id"], certificate_id, csr, actor)) is None:
+        async with audited(actor, "csr_kept", "agent", agent["id"], {"csr_sha256": csr.sha256}):
+            await keep_csr(agent["id"], csr)
+        return "csr_accepted"
+    if is_plain(agent):
+        # Whatever becomes of the CSR: its key is the one in the agent's file by now.
+        await db.fetch(HELD_KEY, agent["id"], job["certificate_id"], csr.public_key_sha256)
+    if job["csr_sha256"] != csr.sha256:
+        await _check(job, csr, actor)
+        await _give(job, csr, actor)
     return await _outcome(job["id"])
 
 
-async def _job(agent_id: str, certificate_id: str, csr: CheckedCsr, actor: Actor) -> db.Row:
-    """The order that the CSR answers: of this certificate, else the one whose names are the CSR's, else a new one."""
+async def _give(job: db.Row, csr: CheckedCsr, actor: Actor) -> None:
+    told = {"certificate_id": job["certificate_id"], "csr_sha256": csr.sha256}
+    async with audited(actor, "csr_submitted", "job", job["id"], told):
+        if not await give_csr([job["id"]], csr.pem, csr.sha256):
+            raise conflict("The order has a CSR already, or is over")
+
+
+async def _job(agent_id: str, certificate_id: str, csr: CheckedCsr, actor: Actor) -> db.Row | None:
+    """The order that the CSR answers: of this certificate, else the one whose names are the CSR's, else a new one.
+
+    None: it names no certificate and fits no order, or several.
+    """
     if not certificate_id:
-        fitting = [row for row in await db.fetch(ALL_WAITING, agent_id) if _names(row) == _of(csr)]
-        if len(fitting) != 1:
-            raise invalid({"certificate_id": "name the certificate: the CSR fits no order of this agent, or several"})
-        return fitting[0]
+        same = await db.fetch(SAME, agent_id, csr.sha256)
+        fitting = same or [row for row in await db.fetch(ALL_WAITING, agent_id) if _named(row, csr)]
+        return fitting[0] if len(fitting) == 1 else None
     rows = await db.fetch(WAITING, agent_id, certificate_id)
     for row in rows:
-        if row["status"] == JobState.AWAITING_CSR or row["csr_sha256"] == csr.sha256:
+        if row["csr_sha256"] == csr.sha256 or (row["status"] == JobState.AWAITING_CSR and not row["csr_sha256"]):
             return row
-    if not await db.fetch(SERVES, agent_id, certificate_id):
+    if not (served := await db.fetch(SERVES, agent_id, certificate_id)):
         raise not_found("Certificate")
-    made = await order([certificate_id], Order(type=JobType.ISSUANCE, agent_id=agent_id), actor)
-    mine = [job.id for job in made if job.agent_id == agent_id]
-    rows = [row for row in await db.fetch(WAITING, agent_id, certificate_id) if row["id"] in mine]
-    if not rows:
-        raise invalid({"certificate_id": "no order of this certificate waits for a CSR of this agent"})
-    return rows[0]
+    if served[0]["revoked_at"] or served[0]["archived_at"] or any(row["place"] for row in rows):
+        raise conflict("No order of this certificate waits for a CSR of this agent, and none can be made now")
+    try:
+        await accept(csr.pem, certificate_id, await ordered(certificate_id))
+    except (CsrError, RejectedError) as exc:
+        raise invalid({"csr_pem": str(exc)}) from exc
+    asked = Order(type=JobType.ISSUANCE, agent_id=agent_id)
+    made = [job.id for job in await order([certificate_id], asked, actor)]
+    for row in await db.fetch(WAITING, agent_id, certificate_id):
+        if row["id"] in made and row["status"] == JobState.AWAITING_CSR:
+            return row
+    raise conflict("The order of this certificate waits for an approval")
 
 
-def _names(row: db.Row) -> frozenset[str]:
-    return frozenset({*json.loads(row["sans"]), row["common_name"]} - {""})
-
-
-def _of(csr: CheckedCsr) -> frozenset[str]:
-    return frozenset(map(str, csr.names))
+def _named(row: db.Row, csr: CheckedCsr) -> bool:
+    sans = json.loads(row["sans"])
+    names = normalise_sans([row["common_name"], *sans] if row["common_name"] else sans)
+    with suppress(CsrError):
+        match_names(csr, row["common_name"], names)
+        return True
+    return False
 
 
 async def _check(job: db.Row, csr: CheckedCsr, actor: Actor) -> None:
     try:
         await accept(csr.pem, job["certificate_id"], await ordered(job["certificate_id"]))
     except (CsrError, RejectedError) as exc:
-        async with db.transaction():
+        async with audited(actor, "csr_refused", "job", job["id"], {"reason": str(exc)}):
             await db.fetch(SAY, job["id"], f"the agent's CSR was refused: {exc}")
-            await record([Event(actor, "csr_refused", "job", job["id"], {"reason": str(exc)})])
         raise invalid({"csr_pem": str(exc)}) from exc
 
 

@@ -34,6 +34,13 @@ class AgentStatus(StrEnum):
     DEGRADED = "Degraded"
 
 
+def is_plain(agent: db.Row) -> bool:
+    """Whether it is an agent of the original: one that names no capabilities, keeps one key file per certificate, always
+    makes ECDSA P-256 keys, and puts nothing back when something else is served.
+    """
+    return not json.loads(agent["capabilities"] or "[]")
+
+
 def status_of(
     last_heartbeat_at: datetime | None, clock_offset_ms: int | None, last: list[str], now: datetime
 ) -> AgentStatus:

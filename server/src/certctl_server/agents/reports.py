@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from certctl_core.certificate import DeploymentState
 from certctl_core.job import Cause, JobState, JobType, retry_wait
 
 from certctl_server import db
 from certctl_server.agents.health import AgentStatus, status_of
-from certctl_server.audit.record import Actor, Event, audited, record
-from certctl_server.certificates.status import TRIES, settle
-from certctl_server.errors import conflict, invalid, not_found
+from certctl_server.agents.proof import landed, will_look
+from certctl_server.audit.record import Actor, Event, record
+from certctl_server.certificates.status import TRIES, hold, settle
+from certctl_server.errors import conflict, not_found
 from certctl_server.jobs import bell
+from certctl_server.jobs.failure import order_failed
 from certctl_server.jobs.state import move, release
 from certctl_server.jobs.tables import Job
 from certctl_server.notices.tell import Notice, tell
@@ -33,19 +34,18 @@ ANEW = db.Sql("UPDATE job SET offer_at = {now} WHERE agent_id = $1 AND offer_at 
 OF_AGENT = db.Sql(
     """
     SELECT j.id, j.type, j.status, j.certificate_id, j.target_id, j.version_id, j.failures, j.max_attempts, j.owner,
-        j.verification_status, j.verification_fingerprint, v.not_before, v.not_after, v.fingerprint_sha256, c.name
-    FROM job j LEFT JOIN certificate_version v ON v.id = j.version_id LEFT JOIN certificate c ON c.id = j.certificate_id
+        j.csr_sha256, j.verification_status, j.verification_fingerprint, v.not_before, v.not_after,
+        v.fingerprint_sha256, c.name, p.retry_interval_seconds, coalesce(m.failures, 0) AS missed, a.capabilities,
+        t.config
+    FROM job j JOIN certificate c ON c.id = j.certificate_id JOIN renewal_policy p ON p.id = c.renewal_policy_id
+        JOIN agent a ON a.id = j.agent_id LEFT JOIN certificate_version v ON v.id = j.version_id
+        LEFT JOIN target t ON t.id = j.target_id
+        LEFT JOIN certificate_target m ON m.certificate_id = j.certificate_id AND m.target_id = j.target_id
     WHERE j.id = $1 AND j.agent_id = $2
     """
 )
 EXTEND = db.Sql("UPDATE job SET lease_until = {after:$3}, beat = beat + 1 WHERE id = $1 AND owner = $2 RETURNING id")
 LEASE = db.Sql("UPDATE job SET lease_until = {after:$2} WHERE id = $1")
-ARRIVED = db.Sql(
-    """
-    UPDATE certificate_target SET state = $3, failures = $4, version_id = $5, served_fingerprint = $6, not_before = $7,
-        not_after = $8, last_job_id = $9, last_deployed_at = {now} WHERE certificate_id = $1 AND target_id = $2
-    """
-)
 STAYED = db.Sql(
     """
     UPDATE certificate_target SET state = 'failed', failures = failures + 1, last_job_id = $3
@@ -54,12 +54,6 @@ STAYED = db.Sql(
 )
 DEPLOYED = db.Sql("UPDATE certificate SET last_deployment_at = {now}, last_error = '' WHERE id = $1")
 SAY = db.Sql("UPDATE certificate SET last_error = $2 WHERE id = $1")
-VERIFIED = db.Sql(
-    """
-    UPDATE job SET verification_status = $2, verified_at = {now}, verification_error = $3, verification_fingerprint = $4
-    WHERE id = $1
-    """
-)
 #: In order of BEAT's parameters: what an agent may say of itself.
 SAID = ("version", "hostname", "os", "architecture", "ip_address")
 
@@ -98,6 +92,8 @@ async def heartbeat(agent: db.Row, beat: Beat) -> datetime:
         await db.fetch(BEAT, agent["id"], now, *said, known, offset, boot_id, status)
         if beat.boot_id and agent["boot_id"] and beat.boot_id != agent["boot_id"]:
             await _restarted(agent["id"])
+        elif known != agent["capabilities"]:
+            await db.fetch(ANEW, agent["id"])  # it may be able to do what was kept back
     return now
 
 
@@ -121,24 +117,29 @@ async def report(agent_id: str, job_id: str, said: Report, lease: timedelta, act
     Raises:
         Refused: 404 for a job that is not this agent's, 409 for a step that no job in its state can take.
     """
-    rows = await db.fetch(OF_AGENT, job_id, agent_id)
-    if not rows:
-        raise not_found("Job")
-    row = rows[0]
-    if said.status is JobState.RUNNING:
-        await _running(agent_id, row, lease, actor)
-    elif row["status"] == said.status:
-        return
-    elif row["type"] == JobType.DEPLOYMENT and row["status"] in {JobState.PENDING, JobState.RUNNING}:
-        await _running(agent_id, row, lease, actor)
-        if said.status is JobState.COMPLETED:
-            await _deployed(row, actor)
+    async with db.transaction():
+        row = await _held(agent_id, job_id)
+        open_deployment = row["type"] == JobType.DEPLOYMENT and row["status"] in {JobState.PENDING, JobState.RUNNING}
+        if said.status is JobState.RUNNING:
+            await _running(agent_id, row, lease, actor)
+        elif row["status"] == said.status:
+            return
+        elif open_deployment:
+            await _running(agent_id, row, lease, actor)
+            await (_deployed(row, actor) if said.status is JobState.COMPLETED else _not_deployed(row, said, actor))
+        elif said.status is JobState.FAILED and row["status"] == JobState.AWAITING_CSR and not row["csr_sha256"]:
+            await _no_csr(row, said, actor)
         else:
-            await _not_deployed(row, said, actor)
-    elif said.status is JobState.FAILED and row["status"] == JobState.AWAITING_CSR:
-        await _no_csr(row, said, actor)
-    else:
-        raise conflict(f"The job is {row['status']} and cannot become {said.status}")
+            raise conflict(f"The job is {row['status']} and cannot become {said.status}")
+
+
+async def _held(agent_id: str, job_id: str) -> db.Row:
+    """Return the agent's job as it is while nobody else can change its certificate."""
+    if not (rows := await db.fetch(OF_AGENT, job_id, agent_id)):
+        raise not_found("Job")
+    await hold([rows[0]["certificate_id"]])
+    [row] = await db.fetch(OF_AGENT, job_id, agent_id)
+    return row
 
 
 async def _running(agent_id: str, row: db.Row, lease: timedelta, actor: Actor) -> None:
@@ -161,22 +162,19 @@ async def _running(agent_id: str, row: db.Row, lease: timedelta, actor: Actor) -
 
 
 async def _deployed(row: db.Row, actor: Actor) -> None:
-    """Completed: served if a handshake said so, a mismatch if it said otherwise, else deployed."""
-    seen = row["verification_status"]
-    state = {"success": DeploymentState.SERVED, "failed": DeploymentState.MISMATCH}.get(seen, DeploymentState.DEPLOYED)
-    facts: dict[str, Any] = {} if seen in {"success", "failed"} else {"verification_status": "skipped"}
-    failures = row["failures"] + 1 if state is DeploymentState.MISMATCH else 0
-    served = row["fingerprint_sha256"] if state is DeploymentState.SERVED else row["verification_fingerprint"]
-    async with db.transaction():
-        where = Job.id == row["id"]
-        await _must(await move(where, JobState.RUNNING, JobState.COMPLETED, actor=actor, last_error="", **facts))
-        place = (row["version_id"], served, row["not_before"], row["not_after"], row["id"])
-        await db.fetch(ARRIVED, row["certificate_id"], row["target_id"], state, failures, *place)
-        await db.fetch(DEPLOYED, row["certificate_id"])
-        await settle([row["certificate_id"]])
+    """Completed: served if a handshake said so, a mismatch if it said otherwise, else deployed, or awaiting a look."""
+    facts: dict[str, Any] = {}
+    if row["verification_status"] == "pending" and not will_look(row):
+        facts["verification_status"] = row["verification_status"] = "skipped"
+    await _must(
+        await move(Job.id == row["id"], JobState.RUNNING, JobState.COMPLETED, actor=actor, last_error="", **facts)
+    )
+    await db.fetch(DEPLOYED, row["certificate_id"])
+    await landed(row)
 
 
 async def _not_deployed(row: db.Row, said: Report, actor: Actor) -> None:
+    """Failed: everything is as it was, and the same job is tried again."""
     cause = Cause(said.error_kind) if said.error_kind else Cause.DEPLOYMENT
     failures = row["failures"] + 1
     wait = _wait(JobType.DEPLOYMENT, cause, failures)
@@ -207,52 +205,22 @@ async def _no_csr(row: db.Row, said: Report, actor: Actor) -> None:
     failures = row["failures"] + 1
     error = said.error or "the agent could not make a CSR and said nothing more"
     facts: dict[str, Any] = {"last_error": error, "failures": failures}
-    if failures < row["max_attempts"] and (wait := _wait(JobType(row["type"]), cause, failures)) is not None:
+    type_, cap = JobType(row["type"]), timedelta(seconds=row["retry_interval_seconds"])
+    wait = _wait(type_, cause, failures, cap) if failures < row["max_attempts"] else None
+    if wait is not None:
         facts["next_retry_at"] = db.now() + wait
-    async with db.transaction():
-        await _must(await move(Job.id == row["id"], JobState.AWAITING_CSR, JobState.FAILED, actor=actor, **facts))
-        await db.fetch(SAY, row["certificate_id"], error)
-        bell.poke("job retry")
-        await settle([row["certificate_id"]])
+    await _must(await move(Job.id == row["id"], JobState.AWAITING_CSR, JobState.FAILED, actor=actor, **facts))
+    bell.poke("job retry")
+    await order_failed(row["id"], type_, row["certificate_id"], error, over=wait is None)
 
 
-def _wait(kind: JobType, cause: Cause, failures: int) -> timedelta | None:
-    return retry_wait(kind, cause, failures, cap=HOUR, retry_after=None, jitter=random.random())  # a spread
+def _wait(kind: JobType, cause: Cause, failures: int, cap: timedelta = HOUR) -> timedelta | None:
+    return retry_wait(kind, cause, failures, cap=cap, retry_after=None, jitter=random.random())  # a spread
 
 
 async def _must(moved: list[db.Row]) -> None:
     if not moved:
         raise conflict("The job was moved on by somebody else")
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What a handshake with a target showed."""
-
-    target_id: str
-    expected: str
-    actual: str
-    verified: bool
-    error: str = ""
-
-
-async def verify(job: db.Row, seen: Seen, actor: Actor) -> tuple[bool, datetime]:
-    """Note what is served; the server compares, whatever the agent concluded.
-
-    Raises:
-        Refused: 409 for a job that deploys nothing, 400 for another target than the job's.
-    """
-    if job["type"] != JobType.DEPLOYMENT:
-        raise conflict("Only a Deployment can be verified")
-    if seen.target_id != job["target_id"]:
-        raise invalid({"target_id": "is not the target of this job"})
-    good = seen.verified and seen.expected == seen.actual
-    error = seen.error or ("" if good else "another certificate is served")
-    action = "job_verification_success" if good else "job_verification_failed"
-    told = {"target_id": seen.target_id, "expected": seen.expected, "actual": seen.actual, "error": error}
-    async with audited(actor, action, "job", job["id"], told):
-        await db.fetch(VERIFIED, job["id"], "success" if good else "failed", "" if good else error, seen.actual)
-    return good, db.now()
 
 
 async def retrieved(agent_id: str, certificate_id: str, actor: Actor) -> None:

@@ -214,10 +214,10 @@ async def work(id: FromPath[str], request: Req, ctx: Ctx, wait: FromQuery[int] =
 @post(OWN + "/csr", opt={"roles": OWN_AGENT}, status_code=202)
 async def csr(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
     """Take a CSR for a waiting order."""
-    await one(Agent, id, request.user, "Agent")
+    row = await one(Agent, id, request.user, "Agent")
     await agent_caller(request.user, id, ctx.settings)
     body = await new(request, CsrBody)
-    return {"status": await submit(id, body.csr_pem, body.certificate_id, actor_of(request))}
+    return {"status": await submit(row, body.csr_pem, body.certificate_id, actor_of(request))}
 
 
 @get(OWN + "/certificates/{certificate_id:str}", opt={"roles": OWN_AGENT})

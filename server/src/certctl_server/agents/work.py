@@ -11,15 +11,18 @@ from typing import Any
 from certctl_core.config import read
 from certctl_core.errors import MisconfiguredError
 from certctl_core.job import JobState, JobType
+from certctl_core.profile import Profile
 from pydantic import SecretStr
 
 from certctl_server import db
+from certctl_server.agents.health import is_plain
 from certctl_server.connectors.config import hide, unseal
 from certctl_server.context import Context
 from certctl_server.jobs.bell import Waiter, draining
+from certctl_server.rules.profiles import of_row
 from certctl_server.sealing import place
 
-ITEMS = 20
+ITEMS, P256 = 20, 256
 LOOK = timedelta(seconds=5)
 """How often a waiting poll looks although no bell rang: another process may have made the job."""
 # A Deployment waits in Pending, a CSR in AwaitingCSR. What could not succeed is not offered.
@@ -28,10 +31,26 @@ OFFERABLE = """
         (job.status = 'Pending' AND job.type = 'Deployment'
             AND EXISTS (SELECT 1 FROM target t WHERE t.id = job.target_id AND t.enabled AND t.status <> 'incomplete')
             AND EXISTS (SELECT 1 FROM certificate_version v WHERE v.id = job.version_id AND v.revoked_at IS NULL
-                AND v.not_after > {now}))
+                AND v.not_after > {now} AND NOT EXISTS (
+                    SELECT 1 FROM agent_key k JOIN agent a ON a.id = k.agent_id
+                    WHERE k.agent_id = $1 AND k.certificate_id = job.certificate_id
+                        AND k.public_key_sha256 <> v.public_key_sha256 AND coalesce(a.capabilities, '[]') = '[]')))
         OR (job.status = 'AwaitingCSR' AND job.csr_sha256 = '' AND $2 <> 'skewed'
             AND EXISTS (SELECT 1 FROM issuer i WHERE i.id = job.issuer_id AND i.enabled AND i.status <> 'incomplete')))
 """
+# Orders whose profile may refuse the only kind of key that a plain agent makes, over the live one.
+CHOOSY = db.Sql(
+    """
+    SELECT j.id AS job_id, f.* FROM job j JOIN certificate c ON c.id = j.certificate_id
+        JOIN certificate_profile f ON f.id = c.certificate_profile_id
+    WHERE j.agent_id = $1 AND j.status = 'AwaitingCSR' AND j.offer_at <= {now} AND f.allowed_key_algorithms <> '[]'
+    """
+)
+KEEP_BACK = db.Sql(
+    "UPDATE job SET offer_at = {after:$2}, last_error = $3 WHERE id IN ({ids:$1}) AND status = 'AwaitingCSR'"
+)
+KEPT_BACK = timedelta(hours=1)
+ONLY_P256 = "the agent makes ECDSA P-256 keys only, which the profile does not allow: it needs a newer agent"
 LOOKED = db.Sql(f"SELECT id FROM job WHERE {OFFERABLE} ORDER BY created_at, id LIMIT $3")  # noqa: S608  # ours
 OFFER = db.Sql(
     f"""
@@ -90,6 +109,8 @@ async def offers(ctx: Context, agent: db.Row, *, claims: bool, wait: timedelta) 
 
 
 async def _look(ctx: Context, agent: db.Row, *, claims: bool) -> list[dict[str, Any]]:
+    if is_plain(agent):
+        await _keep_back(agent["id"])
     skewed = "skewed" if abs(agent["clock_offset_ms"] or 0) > 5 * 60 * 1000 else "right"
     if not (rows := await db.fetch(LOOKED, agent["id"], skewed, ITEMS)):
         return []
@@ -97,6 +118,17 @@ async def _look(ctx: Context, agent: db.Row, *, claims: bool) -> list[dict[str, 
         rows = await db.fetch(OFFER, agent["id"], skewed, ITEMS, ctx.settings.agent_offer_lease.total_seconds())
     shown = await db.fetch(SHOWN, json.dumps([row["id"] for row in rows]))
     return [_item(ctx, row, secrets=claims) for row in shown]
+
+
+async def _keep_back(agent_id: str) -> None:
+    rows = await db.fetch(CHOOSY, agent_id)
+    ids = [row["job_id"] for row in rows if not _allows_p256(of_row(row))]
+    if ids:
+        await db.fetch(KEEP_BACK, json.dumps(ids), KEPT_BACK.total_seconds(), ONLY_P256)
+
+
+def _allows_p256(profile: Profile) -> bool:
+    return any(rule.algorithm == "ECDSA" and rule.min_size <= P256 for rule in profile.allowed_key_algorithms)
 
 
 def _item(ctx: Context, row: db.Row, *, secrets: bool) -> dict[str, Any]:

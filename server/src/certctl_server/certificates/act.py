@@ -15,14 +15,15 @@ from certctl_core.plugins import Plugins
 from certctl_server import db
 from certctl_server.audit.record import Actor, audited
 from certctl_server.certificates.orders import Order, give_csr, order
-from certctl_server.certificates.status import settle
-from certctl_server.certificates.versions import deploy
+from certctl_server.certificates.status import hold, settle
+from certctl_server.certificates.versions import deploy, fitting
 from certctl_server.errors import conflict, invalid
 from certctl_server.ids import new_id
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import NewJob, create, lane_of_issuer
 from certctl_server.jobs.issue import accept, ordered
-from certctl_server.jobs.state import URGENT
+from certctl_server.jobs.state import ORDERS, URGENT, cancel
+from certctl_server.jobs.tables import Job
 from certctl_server.notices.tell import Notice, tell
 
 REASONS = {
@@ -45,19 +46,11 @@ OPEN_ORDERS = db.Sql(
 ISSUER = db.Sql("SELECT id, type, enabled, status FROM issuer WHERE id = $1")
 OPEN_DEPLOYMENTS = db.Sql(
     """
-    SELECT id, target_id FROM job WHERE certificate_id = $1 AND type = 'Deployment' AND place IS NOT NULL
-        AND version_id = $2 ORDER BY created_at, id
+    SELECT id, target_id, version_id FROM job WHERE certificate_id = $1 AND type = 'Deployment'
+        AND place IS NOT NULL ORDER BY created_at, id
     """
 )
 MAPPED = db.Sql("SELECT target_id FROM certificate_target WHERE certificate_id = $1")
-NEWEST = db.Sql(
-    """
-    SELECT v.id, v.agent_id, v.not_after, v.revoked_at FROM certificate_version v JOIN (
-        SELECT agent_id, max(version) AS version FROM certificate_version WHERE certificate_id = $1 GROUP BY agent_id) n
-        ON n.agent_id = v.agent_id AND n.version = v.version
-    WHERE v.certificate_id = $1 ORDER BY v.version DESC
-    """
-)
 REVOKE_VERSIONS = db.Sql(
     """
     UPDATE certificate_version SET revoked_at = {now}, revocation_reason = $2
@@ -86,7 +79,9 @@ BLOCK = db.insert_rows(
     {"public_key_sha256": "text", "reason": "text", "created_at": "timestamptz"},
     "ON CONFLICT DO NOTHING",
 )
-OWN_CA = "GenericCA"
+OWN_CA, PUBLIC_CA = "GenericCA", "ACME"
+PUBLIC_REASONS = frozenset({"unspecified", "keyCompromise", "affiliationChanged", "superseded", "cessationOfOperation"})
+"""What CAs in browsers' programmes may be told by subscribers (Mozilla Root Store Policy, section 6.1.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +111,11 @@ async def renew(row: db.Row, asked: Renewal, actor: Actor) -> list[str]:
     asks = Order(type=kind, force=asked.force, csr_pem=csr_pem, csr_sha256=csr_sha256, priority=URGENT)
     async with audited(actor, "renewal_triggered", "certificate", row["id"], {"force": asked.force}):
         if joined:
-            await give_csr(joined, csr_pem, csr_sha256)
+            if not await give_csr(joined, csr_pem, csr_sha256):
+                raise conflict("The order has a CSR by now")
             return joined
-        made = await order([row["id"]], asks, actor)
+        if not (made := await order([row["id"]], asks, actor)):
+            raise conflict("A renewal is under way")
     return [job.id for job in made]
 
 
@@ -155,23 +152,32 @@ async def redeploy(row: db.Row, target_id: str, actor: Actor) -> list[str]:
         raise conflict("The certificate has no target")
     if row["revoked_at"] or row["archived_at"]:
         raise conflict(f"The certificate is {'revoked' if row['revoked_at'] else 'archived'}")
-    versions = await db.fetch(NEWEST, row["id"])
-    if not versions:
+    if row["version_id"] is None:
         raise conflict("The certificate was never issued")
-    alive = [each for each in versions if each["not_after"] > db.now() and each["revoked_at"] is None]
-    if not alive:
-        raise conflict("The newest version has expired")
-    ids = []
     async with audited(actor, "deployment_triggered", "certificate", row["id"], {"target_id": target_id}):
-        for version in alive:
-            opened = await db.fetch(OPEN_DEPLOYMENTS, row["id"], version["id"])
-            ids += [each["id"] for each in opened if target_id in {"", each["target_id"]}]
-            made = await deploy(
-                row["id"], version["id"], agent_id=version["agent_id"], target_id=target_id, actor=actor
-            )
-            ids += [job.id for job in made]
+        await hold([row["id"]])
+        rows = [each for each in await fitting([row["id"]]) if target_id in {"", each["target_id"]}]
+        alive = [each for each in rows if each["version_id"] and _lives(each)]
+        if not alive:
+            raise conflict(_why_not(rows))
+        opened = await db.fetch(OPEN_DEPLOYMENTS, row["id"])
+        there = {(each["target_id"], each["version_id"]): each["id"] for each in opened}
+        made = await deploy(alive, actor=actor)
         await settle([row["id"]], actor=actor)
-    return ids
+    fresh = {job.target_id: job.id for job in made}
+    return [fresh.get(each["target_id"]) or there[each["target_id"], each["version_id"]] for each in alive]
+
+
+def _lives(version: db.Row) -> bool:
+    return bool(version["not_after"] > db.now() and version["revoked_at"] is None)
+
+
+def _why_not(rows: list[db.Row]) -> str:
+    if not rows:
+        return "The target is disabled"
+    if any(row["version_id"] for row in rows):
+        return "The newest version has expired or is revoked"
+    return "No version was issued to the target's agent yet"
 
 
 async def revoke(row: db.Row, reason: str, plugins: Plugins, actor: Actor) -> str:
@@ -185,9 +191,13 @@ async def revoke(row: db.Row, reason: str, plugins: Plugins, actor: Actor) -> st
     if row["version_id"] is None:
         raise conflict("The certificate was never issued")
     [issuer] = await db.fetch(ISSUER, row["issuer_id"])
-    state = "confirmed" if issuer["type"] == OWN_CA or not _can_tell(plugins, issuer["type"]) else "pending"
+    if issuer["type"] == PUBLIC_CA and reason not in PUBLIC_REASONS:
+        raise invalid({"reason": f"a public CA takes {', '.join(sorted(PUBLIC_REASONS))} only"})
+    state = "confirmed" if issuer["type"] == OWN_CA else "pending" if _can_tell(plugins, issuer["type"]) else "failed"
     details: dict[str, Any] = {"reason": reason}
     async with audited(actor, "certificate_revoked", "certificate", row["id"], details):
+        await hold([row["id"]])
+        await _call_off(row["id"], actor)
         versions = await db.fetch(REVOKE_VERSIONS, row["id"], reason)
         details["serial_numbers"] = [each["serial_number"] for each in versions]
         await _write_revocations(row["id"], versions, reason, state)
@@ -202,9 +212,16 @@ async def revoke(row: db.Row, reason: str, plugins: Plugins, actor: Actor) -> st
     return state
 
 
+async def _call_off(certificate_id: str, actor: Actor) -> None:
+    """What is revoked is deployed nowhere, and an order that was under way does not undo the revocation."""
+    mine = (Job.certificate_id == certificate_id) & Job.type.is_in([JobType.DEPLOYMENT, *ORDERS])
+    await cancel(mine, actor=actor, reason="the certificate was revoked")
+
+
 def _can_tell(plugins: Plugins, kind: str) -> bool:
+    """Whether the CA can be told; if its connector is missing, that is found out by the job."""
     cls = plugins.issuers.get(kind)
-    return cls is not None and issubclass(cls, Revoker)
+    return cls is None or issubclass(cls, Revoker)
 
 
 async def _write_revocations(certificate_id: str, versions: list[db.Row], reason: str, state: str) -> None:

@@ -8,30 +8,60 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
+from certctl_core.csr import CheckedCsr, CsrError
+from certctl_core.errors import RejectedError
 from certctl_core.job import JobState, JobType
+from certctl_core.renewal import renew_due_at
 
 from certctl_server import db
-from certctl_server.audit.record import Actor
-from certctl_server.certificates.status import settle
+from certctl_server.audit.record import Actor, Event, record
+from certctl_server.certificates.status import hold, settle
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import NewJob, create, lane_of_issuer, order_place
+from certctl_server.jobs.issue import accept, ordered
 from certctl_server.jobs.state import NORMAL, move
 from certctl_server.jobs.tables import Job
 
+# With the newest version that each agent has.
 WANTED = db.Sql(
     """
-    SELECT DISTINCT c.id, c.issuer_id, c.created_at, t.agent_id, p.max_retries,
-        (p.requires_approval OR coalesce(f.requires_approval, false)) AS approval
+    SELECT DISTINCT c.id, c.issuer_id, c.created_at, t.agent_id, p.max_retries, p.renewal_window_days,
+        v.not_before, v.not_after, (p.requires_approval OR coalesce(f.requires_approval, false)) AS approval
     FROM certificate c JOIN renewal_policy p ON p.id = c.renewal_policy_id
         LEFT JOIN certificate_profile f ON f.id = c.certificate_profile_id
         LEFT JOIN certificate_target m ON m.certificate_id = c.id
         LEFT JOIN target t ON t.id = m.target_id AND t.enabled
+        LEFT JOIN certificate_version v ON v.certificate_id = c.id AND v.version = (
+            SELECT max(n.version) FROM certificate_version n
+            WHERE n.certificate_id = c.id AND n.agent_id = coalesce(t.agent_id, ''))
     WHERE c.id IN ({ids:$1}) ORDER BY c.created_at, c.id, t.agent_id
     """
 )
+GIVE = db.Sql(
+    """
+    UPDATE job SET csr_pem = $2, csr_sha256 = $3, offer_at = NULL, last_error = '',
+        due_at = CASE WHEN status IN ('Pending', 'AwaitingCSR') THEN {now} END
+    WHERE id IN ({ids:$1}) AND csr_sha256 = '' AND place IS NOT NULL AND status <> 'Running' RETURNING id, lane
+    """
+)
+APPROVED = db.Sql("SELECT agent_id, csr_sha256, lane FROM job WHERE id = $1")
+DUE = db.Sql("UPDATE job SET due_at = {now} WHERE id = $1 AND status = 'Pending'")
+KEPT = timedelta(hours=24)
+KEEP = db.Sql(
+    """
+    INSERT INTO kept_csr (agent_id, csr_sha256, csr_pem, until) VALUES ($1, $2, $3, {after:$4})
+    ON CONFLICT (agent_id, csr_sha256) DO UPDATE SET until = excluded.until
+    """
+)
+KEPT_CSRS = db.Sql(
+    "SELECT agent_id, csr_sha256, csr_pem FROM kept_csr WHERE agent_id IN ({ids:$1}) AND until > {now} ORDER BY until"
+)
+TAKE_KEPT = db.Sql("DELETE FROM kept_csr WHERE agent_id = $1 AND csr_sha256 = $2")
 HOMELESS = "no target is mapped, so no agent makes a key: map a target, or renew with csr_pem"
 
 
@@ -47,6 +77,10 @@ class Order:
     csr_sha256: str = ""
     agent_id: str = ""
     """Only this agent's; empty: each agent that has a target of the certificate."""
+    only: frozenset[tuple[str, str]] | None = None
+    """Certificates and agents for which alone jobs are made; None: for all."""
+    due_at: datetime | None = None
+    """Agents that have a version which is not due yet at this moment get no job while another agent needs one."""
     priority: int = NORMAL
     request: Mapping[str, Any] = field(default_factory=dict)
 
@@ -57,15 +91,17 @@ async def order(ids: Sequence[str], asked: Order, actor: Actor) -> list[NewJob]:
     Everything is written in one transaction: jobs, their first moves, the certificates' status, audit rows.
     """
     async with db.transaction():
+        await hold(ids)
         rows = await db.fetch(WANTED, json.dumps(list(ids)))
         made = await create(_jobs(rows, asked), actor)
-        await _send_on([job for job in made if job.status is JobState.PENDING], asked, actor)
+        await _send_on(made, asked, actor)
         await settle({str(job.certificate_id) for job in made}, actor=actor)
     return made
 
 
 def _jobs(rows: list[db.Row], asked: Order) -> list[NewJob]:
     agents: dict[str, list[str | None]] = defaultdict(list)
+    needy = {row["id"] for row in rows if _needs(row, asked)}
     for row in rows:
         agents[row["id"]].append(row["agent_id"])
     jobs = []
@@ -75,6 +111,10 @@ def _jobs(rows: list[db.Row], asked: Order) -> list[NewJob]:
         if agent_id is None and not asked.csr_pem and any(agents[row["id"]]):
             continue
         if asked.agent_id and agent_id != asked.agent_id:
+            continue
+        if asked.only is not None and (row["id"], agent_id) not in asked.only:
+            continue
+        if row["id"] in needy and not _needs(row, asked):
             continue
         status = JobState.AWAITING_APPROVAL if row["approval"] else JobState.PENDING
         jobs.append(
@@ -94,12 +134,20 @@ def _jobs(rows: list[db.Row], asked: Order) -> list[NewJob]:
     return list({job.place: job for job in jobs}.values())
 
 
+def _needs(row: db.Row, asked: Order) -> bool:
+    if asked.due_at is None or row["not_after"] is None:
+        return True
+    due_at = renew_due_at(row["not_before"], row["not_after"], window_days=row["renewal_window_days"])
+    return due_at <= asked.due_at
+
+
 async def _send_on(jobs: Sequence[NewJob], asked: Order, actor: Actor) -> None:
     if asked.csr_pem:
         await give_csr([job.id for job in jobs], asked.csr_pem, asked.csr_sha256)
         return
-    await await_csr([job.id for job in jobs if job.agent_id], actor)
-    homeless = [job.id for job in jobs if not job.agent_id]
+    waiting = [job for job in jobs if job.status is JobState.PENDING]
+    await await_csr([job.id for job in waiting if job.agent_id], actor)
+    homeless = [job.id for job in waiting if not job.agent_id]
     await await_csr(homeless, actor, last_error=HOMELESS)
 
 
@@ -108,16 +156,51 @@ async def await_csr(ids: Sequence[str], actor: Actor, **facts: Any) -> None:
     if not ids:
         return
     now = db.now()
-    moved = await move(
-        Job.id.is_in(list(ids)), JobState.PENDING, JobState.AWAITING_CSR, actor=actor, offer_at=now, **facts
-    )
+    facts |= {"offer_at": now, "scheduled_at": now}
+    moved = await move(Job.id.is_in(list(ids)), JobState.PENDING, JobState.AWAITING_CSR, actor=actor, **facts)
+    await _take_kept(moved, actor)
     for agent_id in {row["agent_id"] for row in moved if row["agent_id"]}:
         bell.ring_agent(agent_id)
 
 
-async def give_csr(ids: Sequence[str], csr_pem: str, csr_sha256: str) -> None:
-    """Store a CSR with orders that wait for one, and let a worker have them."""
-    query = Job.update(csr_pem=csr_pem, csr_sha256=csr_sha256, due_at=db.now(), offer_at=None, last_error="")
-    rows = await query.where(Job.id.is_in(list(ids)), Job.csr_sha256 == "").returning(Job.lane)
+async def give_csr(ids: Sequence[str], csr_pem: str, csr_sha256: str) -> list[str]:
+    """Store a CSR with open orders that have none; return which took it. A worker may have them, once approved."""
+    rows = await db.fetch(GIVE, json.dumps(list(ids)), csr_pem, csr_sha256)
     for lane in {row["lane"] for row in rows}:
         bell.ring(lane)
+    return [row["id"] for row in rows]
+
+
+async def approved(id: str, actor: Actor) -> None:
+    """Send an order on that a person has just approved: to its agent, or to a worker if its CSR is there."""
+    [row] = await db.fetch(APPROVED, id)
+    if row["csr_sha256"]:
+        await db.fetch(DUE, id)
+        bell.ring(row["lane"])
+    else:
+        await await_csr([id], actor, **({} if row["agent_id"] else {"last_error": HOMELESS}))
+
+
+async def keep_csr(agent_id: str, csr: CheckedCsr) -> None:
+    """Keep a CSR that fits no waiting order of an agent for a day, should such an order come."""
+    await db.fetch(KEEP, agent_id, csr.sha256, csr.pem, KEPT.total_seconds())
+
+
+async def _take_kept(moved: Sequence[db.Row], actor: Actor) -> None:
+    """Let orders that begin to wait have the CSRs that their agents sent beforehand."""
+    agents = sorted({row["agent_id"] for row in moved if row["agent_id"]})
+    for kept in await db.fetch(KEPT_CSRS, json.dumps(agents)) if agents else []:
+        fitting = [row for row in moved if row["agent_id"] == kept["agent_id"] and await _fits(kept, row)]
+        if len(fitting) != 1:
+            continue
+        await give_csr([fitting[0]["id"]], kept["csr_pem"], kept["csr_sha256"])
+        await db.fetch(TAKE_KEPT, kept["agent_id"], kept["csr_sha256"])
+        told = {"certificate_id": fitting[0]["certificate_id"], "csr_sha256": kept["csr_sha256"]}
+        await record([Event(actor, "csr_submitted", "job", fitting[0]["id"], told)])
+
+
+async def _fits(kept: db.Row, job: db.Row) -> bool:
+    with suppress(CsrError, RejectedError):
+        await accept(kept["csr_pem"], job["certificate_id"], await ordered(job["certificate_id"]))
+        return True
+    return False

@@ -13,7 +13,12 @@ from certctl_server.certificates.status import flip, settle
 from certctl_server.leader import Leadership
 
 BATCH = 1000
-DUE = db.Sql("SELECT id, version_id FROM certificate WHERE renew_due_at <= $1 ORDER BY renew_due_at LIMIT $2")
+DUE = db.Sql(
+    """
+    SELECT id, (version_id IS NOT NULL OR was_active) AS issued FROM certificate
+    WHERE renew_due_at <= $1 ORDER BY renew_due_at LIMIT $2
+    """
+)
 NEXT = db.Sql("SELECT min(renew_due_at) AS due_at FROM certificate WHERE renew_due_at IS NOT NULL")
 NEXT_FLIP = db.Sql("SELECT min(flip_at) AS due_at FROM certificate WHERE flip_at IS NOT NULL")
 
@@ -22,11 +27,14 @@ async def scan(leadership: Leadership) -> datetime | None:
     """Order a renewal of every certificate that is due; return when the next one will be."""
     while True:
         async with leadership.leading():
-            rows = await db.fetch(DUE, db.now(), BATCH)
+            now = db.now()
+            rows = await db.fetch(DUE, now, BATCH)
             ids = [row["id"] for row in rows]
-            made = await order(ids, Order(type=JobType.RENEWAL), SYSTEM)
+            for type_, issued in ((JobType.RENEWAL, True), (JobType.ISSUANCE, False)):
+                some = [row["id"] for row in rows if bool(row["issued"]) == issued]
+                await order(some, Order(type=type_, due_at=now), SYSTEM)
             # What got no job, because one is open, is due no more: status.settle says so.
-            await settle(set(ids) - {str(job.certificate_id) for job in made})
+            await settle(ids)
         if len(rows) < BATCH:
             return await db.moment(NEXT)
 

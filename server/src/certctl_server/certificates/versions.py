@@ -19,7 +19,7 @@ from certctl_server.certificates.status import hold, settle
 from certctl_server.ids import new_id
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import NewJob, create, deployment_place
-from certctl_server.jobs.state import NORMAL, Claimed, cancel, end
+from certctl_server.jobs.state import Claimed, cancel, end
 from certctl_server.jobs.tables import Job
 
 INSERT = db.Sql(

@@ -7,6 +7,7 @@ The stored object keeps what clients sent, key for key. Which values are secret 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, SecretStr
@@ -53,6 +54,18 @@ def merged(model: type[BaseModel] | None, old: Raw, new: Raw) -> dict[str, Any]:
 def sealed_keys(raw: Raw) -> list[str]:
     """Return the keys under which a client sent what only this program writes: nobody may move secrets about."""
     return [key for key, value in raw.items() if any(map(is_sealed, _texts(value)))]
+
+
+def files(model: type[BaseModel] | None, raw: Raw, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the key and the value of every option that names a file or a directory, nested ones by dotted key."""
+    fields = {key: field for name, field in model.model_fields.items() for key in _keys(name, field)} if model else {}
+    for key, value in raw.items():
+        types = list(_types(fields[key].annotation)) if key in fields else []
+        if Path in types:
+            yield from ((path + key, each) for each in _texts(value) if each)
+        elif isinstance(value, Mapping):
+            for nested in (each for each in types if isinstance(each, type) and issubclass(each, BaseModel)):
+                yield from files(nested, value, f"{path}{key}.")
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from certctl_core.config import read
@@ -25,6 +26,8 @@ from certctl_server.sealing import place
 
 log = logging.getLogger(__name__)
 C = TypeVar("C", bound=Connector)
+LONGEST_CALL = timedelta(minutes=10)
+"""How long one call of a connector may take at most."""
 ISSUER = db.Sql("SELECT id, type, config, config_version, enabled FROM issuer WHERE id = $1")
 NOTIFIER = db.Sql("SELECT id, type, config, config_version, enabled FROM notifier WHERE id = $1")
 
@@ -42,6 +45,7 @@ class Instances:
         self._ctx = ctx
         self.loop = loop
         self._kept: dict[tuple[str, str], _Kept] = {}
+        self._retired: dict[asyncio.Task[None], Connector] = {}
 
     async def issuer(self, issuer_id: str) -> Issuer:
         """Return the issuer of a row.
@@ -67,7 +71,7 @@ class Instances:
             fresh = self._make(table, row, self._ctx.plugins.pick(kinds, row["type"]), private=private)
             self._kept[table, row_id] = _Kept(row["config_version"], fresh)
             if kept:
-                await self._close(kept.connector)
+                self._retire(kept.connector)
             return fresh
         return kept.connector  # type: ignore[return-value]  # of the class that its kind names
 
@@ -90,6 +94,16 @@ class Instances:
         guard = Guard(private_allowed=private, allow=parse_allow(",".join(self._ctx.settings.egress_allow)))
         return ServerHost(Memory(name, self._ctx.cipher, self.loop), guard, self._ctx.clock)
 
+    def _retire(self, connector: Connector) -> None:
+        """Close an instance once the last job that may use it must have ended."""
+        task = asyncio.create_task(self._close_later(connector), name=f"retired {connector.kind}")
+        self._retired[task] = connector
+        task.add_done_callback(lambda done: self._retired.pop(done, None))
+
+    async def _close_later(self, connector: Connector) -> None:
+        await asyncio.sleep(LONGEST_CALL.total_seconds())
+        await self._close(connector)
+
     async def _close(self, connector: Connector) -> None:
         try:
             async with asyncio.timeout(5):
@@ -99,6 +113,9 @@ class Instances:
 
     async def aclose(self) -> None:
         """Close every instance."""
-        kept, self._kept = self._kept, {}
-        for each in kept.values():
-            await self._close(each.connector)
+        retired, kept = dict(self._retired), self._kept
+        self._kept = {}
+        for task in retired:
+            task.cancel()
+        for connector in (*retired.values(), *(each.connector for each in kept.values())):
+            await self._close(connector)

@@ -50,8 +50,11 @@ async def send_test(family: Family, ctx: Context, request: Req, row_id: str) -> 
     """Send a message that says it is a test; an incident that it opens is closed again.
 
     Raises:
-        Refused: as ``check_connection``.
+        Refused: as ``check_connection``, and 503 where no connector for the channel is installed.
     """
+    row = await one(family.table, row_id, request.user, family.kind)
+    if family.model(ctx.plugins, row["type"]) is None:
+        raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, f"No connector of kind {row['type']} is installed")
     message = Notification(
         subject="certctl: test message",
         body=f"This is a test of the notifier {row_id}. Nothing happened.",

@@ -228,7 +228,7 @@ async def update(family: Family, ctx: Context, request: Req, row_id: str, values
     async with db.transaction():
         before = await one(family.table, row_id, request.user, family.kind, lock=True)
         columns = await _columns(family, request, row_id, values, before)
-        told = {"changed": sorted(values), "options": sorted(values.get("config") or ())}
+        told = {"changed": sorted(values), "options": [key[:64] for key in sorted(values.get("config") or ())[:64]]}
         async with audited(actor, f"{family.name}_updated", family.name, row_id, told):
             await family.table.update(**columns, updated_at=ctx.clock()).where(family.table.id == row_id)
             after = await stored(family, row_id)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
-from certctl_core.config import ConnectorConfig
 
 from certctl_server import db
 from certctl_server.body import Name
 from certctl_server.certificates.status import settle_referring
+from certctl_server.connectors.config import files
 from certctl_server.connectors.service import Change, Family, Given
 from certctl_server.errors import conflict
 from certctl_server.issuers.tables import Issuer
@@ -58,25 +58,18 @@ class IssuerBody(msgspec.Struct):
 def _unsafe(given: Given) -> Mapping[str, str]:
     """What the server reads for anyone lies in its own directory: an option must not lead to other files."""
     home = given.ctx.settings.data_dir.resolve()
-    found = {key: given.raw.get(key) for key in _path_keys(given.model)}
     return {
-        key: "must name a file in the server's data directory"
-        for key, value in found.items()
-        if isinstance(value, str) and value and not _lies_in(home, value)
+        key: "must be the full path of a file in the server's data directory"
+        for key, value in files(given.model, given.raw)
+        if not _lies_in(home, Path(value))
     }
 
 
-def _lies_in(home: Path, value: str) -> bool:
+def _lies_in(home: Path, path: Path) -> bool:
     try:
-        return (home / value).resolve().is_relative_to(home)
+        return path.is_absolute() and path.resolve().is_relative_to(home)
     except (OSError, RuntimeError, ValueError):
         return False
-
-
-def _path_keys(model: type[ConnectorConfig] | None) -> Iterator[str]:
-    for name, field in model.model_fields.items() if model else ():
-        if Path in (field.annotation, *get_args(field.annotation)):
-            yield name
 
 
 async def _written(change: Change) -> None:

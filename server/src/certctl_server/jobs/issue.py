@@ -54,8 +54,11 @@ ORDER = db.Sql(
 KEY_IN_USE = db.Sql(
     """
     SELECT 'a key that was compromised' AS why FROM blocked_key WHERE public_key_sha256 = $1
-    UNION ALL SELECT 'the key of another certificate' FROM certificate_version
-    WHERE public_key_sha256 = $1 AND certificate_id <> $2
+    UNION ALL SELECT CASE WHEN v.certificate_id <> $2 THEN 'the key of another certificate'
+        ELSE 'the key of what was revoked' END
+    FROM certificate_version v JOIN certificate c ON c.id = v.certificate_id
+    WHERE v.public_key_sha256 = $1
+        AND (v.certificate_id <> $2 OR v.revoked_at IS NOT NULL OR c.revoked_at IS NOT NULL)
     """
 )
 

@@ -10,7 +10,7 @@ from litestar import Response, get, post
 from litestar.params import FromPath
 
 from certctl_server import db
-from certctl_server.agents.reports import Seen, verify
+from certctl_server.agents.proof import Seen, verify
 from certctl_server.auth.principal import Req, Where, actor_of, agent_caller
 from certctl_server.auth.roles import OWN_AGENT, READ, WRITE
 from certctl_server.body import ID, new

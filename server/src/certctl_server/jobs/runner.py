@@ -27,7 +27,7 @@ from certctl_core.run import LeaseLost
 
 from certctl_server import db
 from certctl_server.certificates.status import settle
-from certctl_server.connectors.instances import Instances
+from certctl_server.connectors.instances import LONGEST_CALL, Instances
 from certctl_server.connectors.loop import ConnectorLoop
 from certctl_server.connectors.run import JobRun
 from certctl_server.context import Context
@@ -39,8 +39,6 @@ from certctl_server.notices.send import send
 from certctl_server.notices.tell import Notice, tell
 
 log = logging.getLogger(__name__)
-PATIENCE = timedelta(minutes=10)
-"""How long one attempt may take."""
 Work: TypeAlias = Callable[["Attempt"], Awaitable[None]]
 CAUSES = {
     TransientError: Cause.TRANSIENT,
@@ -190,17 +188,17 @@ class Runner:
             task.cancel()
 
     async def _run(self, job: Claimed) -> None:
-        deadline = db.now() + PATIENCE
+        deadline = db.now() + LONGEST_CALL
         run = JobRun(job, deadline, self.loop)
         try:
-            async with asyncio.timeout(PATIENCE.total_seconds()):
+            async with asyncio.timeout(LONGEST_CALL.total_seconds()):
                 await WORK[job.type](Attempt(job, run, self.instances))
         except LeaseLost as exc:
             log.warning("job lost", extra={"job": job.id, "reason": str(exc)})
         except ConnectorError as exc:
             await self._failed(job, CAUSES.get(type(exc), Cause.TRANSIENT), str(exc), getattr(exc, "retry_after", None))
         except TimeoutError:
-            await self._failed(job, Cause.TRANSIENT, f"no result within {PATIENCE.total_seconds():g} s", None)
+            await self._failed(job, Cause.TRANSIENT, f"no result within {LONGEST_CALL.total_seconds():g} s", None)
         except asyncio.CancelledError:
             if self._draining:
                 await release(mine(job), reason="the process stopped", crashed=False)
@@ -224,7 +222,7 @@ class Runner:
             seconds=next((row["retry_interval_seconds"] for row in await db.fetch(PACE, job.certificate_id)), 3600)
         )
         wait = None
-        if failures < job.max_attempts or job.type not in issue.ORDERS:
+        if failures < job.max_attempts:
             wait = retry_wait(job.type, cause, failures, cap=cap, retry_after=retry_after, jitter=random.random())
         facts: dict[str, Any] = {"last_error": message, "failures": failures, "crashes": 0}
         if wait is not None:

@@ -19,8 +19,11 @@ MESSAGE = db.Sql(
     """
 )
 SENT = db.Sql(
-    "UPDATE notification SET status = CASE WHEN status = 'read' THEN status ELSE 'sent' END, sent_at = {now}, error = '',"
-    " next_retry_at = NULL WHERE id = $1"
+    """
+    UPDATE notification SET status = CASE WHEN status = 'read' THEN status ELSE 'sent' END, sent_at = {now},
+        error = '', next_retry_at = NULL
+    WHERE id = $1
+    """
 )
 
 

@@ -15,6 +15,7 @@ from certctl_server.body import ID, Name
 from certctl_server.certificates.status import settle
 from certctl_server.connectors.service import Change, Family, Given, assess
 from certctl_server.context import Context
+from certctl_server.jobs import bell
 from certctl_server.jobs.state import cancel
 from certctl_server.jobs.tables import Job
 from certctl_server.lists import Row
@@ -66,6 +67,8 @@ async def _written(change: Change) -> None:
         await db.fetch(START_OVER, change.id)
     if moved or change.changed("enabled"):
         await _settle(change, await db.fetch(MAPPED, change.id))
+    # What was not offered may be now.
+    bell.ring_agent(change.after["agent_id"])
 
 
 async def _removing(change: Change) -> None:

@@ -328,6 +328,8 @@ JOBS = [
     "CREATE INDEX job_leased ON job (lease_until) WHERE lease_until IS NOT NULL",
     "CREATE INDEX job_owner ON job (owner) WHERE lease_until IS NOT NULL",
     "CREATE INDEX job_offer ON job (agent_id, offer_at, id) WHERE offer_at IS NOT NULL",
+    "CREATE INDEX job_unverified ON job (completed_at) WHERE type = 'Deployment' AND status = 'Completed'"
+    " AND verification_status = 'pending'",
     "CREATE INDEX job_next_retry ON job (next_retry_at) WHERE next_retry_at IS NOT NULL",
     _index("job", "created_at", "id"),
     *(
@@ -357,6 +359,23 @@ JOBS = [
         "PRIMARY KEY (job_id, number)",
     ),
     _index("intent", "public_key_sha256"),
+    # What an agent sent before there was an order for it.
+    _table(
+        "kept_csr",
+        "agent_id TEXT NOT NULL REFERENCES agent (id) ON DELETE CASCADE",
+        "csr_sha256 TEXT NOT NULL",
+        "csr_pem TEXT NOT NULL",
+        "until TIMESTAMPTZ NOT NULL",
+        "PRIMARY KEY (agent_id, csr_sha256)",
+    ),
+    # The key in the file of an agent that keeps one per certificate.
+    _table(
+        "agent_key",
+        "agent_id TEXT NOT NULL REFERENCES agent (id) ON DELETE CASCADE",
+        "certificate_id TEXT NOT NULL REFERENCES certificate (id) ON DELETE CASCADE",
+        "public_key_sha256 TEXT NOT NULL",
+        "PRIMARY KEY (agent_id, certificate_id)",
+    ),
     _table(
         "lease",
         "name TEXT PRIMARY KEY",

@@ -1,0 +1,318 @@
+"""Server and agent die again and again; every certificate still ends served, and no key was ever beside a wrong one."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from certctl_sdk.http import httpx
+from certctl_sdk.testing.crash import Death, Journal, broken_histories, seed, tell, unexplained_signatures
+from certctl_sdk.testing.fake_ca import FakeCA
+from certctl_server import db
+from certctl_server.tables import TABLES
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+DYING = Path(__file__).with_name("dying")
+ANY_MOMENT = "at any moment"
+#: In the order of docs/main-flow.md.
+OF_SERVER = (
+    *("accept the csr", "claim", "intent", "save", "sign", "store", "end in the transaction"),
+    *("deploy in the transaction", "offer", "hear a report", "hand out the certificate", "take over"),
+)
+OF_AGENT = (
+    *("make the key", "make the csr", "send the csr", "begin", "fetch", "flip", "check and reload", "verify", "commit"),
+    *("promote the key", "say what is served"),
+)
+#: Which time, for steps that are gone through several times in one deployment.
+TURNS = {"check and reload": 2, "begin": 2}
+PATIENCE = 150
+SHORT_LEASES = {
+    "CERTCTL_JOB_LEASE": "1s",
+    "CERTCTL_AGENT_OFFER_LEASE": "2s",
+    "CERTCTL_AGENT_RUN_LEASE": "10s",
+    "CERTCTL_SCHEDULER_JOB_PROCESSOR_INTERVAL": "500ms",
+    "CERTCTL_SCHEDULER_RETRY_INTERVAL": "1s",
+    "CERTCTL_RATE_LIMIT_ENABLED": "false",
+}
+MOVES = db.Sql("SELECT resource_id, details FROM audit_event WHERE resource_type = 'job' ORDER BY number")
+
+
+class Mortal:
+    """A program that dies one death after the other."""
+
+    def __init__(self, program, which, deaths, journal):
+        self.program = program
+        self.died = Counter()
+        self._left = list(deaths)
+        self._death, self._until, self._since = None, 0.0, 0.0
+        own = {"PYTHONPATH": str(DYING), "CRASH_LOG": str(journal.path), "CRASH_PROGRAM": which}
+        self.program.environ |= own
+
+    @property
+    def done(self):
+        return self._death is None and not self._left
+
+    def live(self, dice):
+        """Start the next life, the last of which has no end."""
+        self._death = self._left.pop(0) if self._left else None
+        self._since = time.monotonic()
+        self._until = self._since + dice.uniform(1, 5)
+        where = self._death.environment() if isinstance(self._death, Death) else {"CRASH_AT": ""}
+        self.program.environ |= where
+        self.program.launch()
+
+    def watch(self, dice):
+        """Kill it if that is its death, and let it rise again if it died."""
+        if self._death == ANY_MOMENT and time.monotonic() > self._until:
+            self.program.end(signal.SIGKILL)
+        if not self.program.running:
+            assert self.program.end() == -signal.SIGKILL, "it ended by itself"
+            assert self._death is not None, "it died of itself"
+            self.died[str(self._death)] += 1
+            self.live(dice)
+        assert self._death is None or time.monotonic() - self._since < PATIENCE, f"it never came to die {self._death}"
+
+
+class Site:
+    """One server block with files of its own."""
+
+    def __init__(self, nginx, name):
+        self.name = name
+        self.cert, self.key = nginx.cert.parent / f"{name}.crt", nginx.key.parent / f"{name}.key"
+        old = FakeCA().bundle(name)
+        self.cert.write_text(old.cert_pem)
+        self.key.write_text(old.key_pem)
+        nginx.site(name, self.cert, self.key)
+
+    def pair(self):
+        """What is served from now; read again if it changed while it was read."""
+        for _ in range(20):
+            before = self._generation()
+            found = self.cert.read_bytes(), self.key.read_bytes()
+            if self._generation() == before:
+                return found
+        raise AssertionError(f"{self.cert} changed whenever it was read")
+
+    def _generation(self):
+        with contextlib.suppress(FileNotFoundError):
+            return os.readlink(self.cert.parent / f".{self.cert.name}.certctl" / "current")
+        return ""
+
+
+class Observer:
+    """Reads what every site is to serve, all the time, and remembers every pair that does not match."""
+
+    def __init__(self, sites):
+        self.reads, self.seen, self.wrong = 0, {}, []
+        self._sites = sites
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
+
+    def _look(self):
+        while not self._over.wait(0.005):
+            for site in self._sites:
+                try:
+                    pair = site.pair()
+                    if pair not in self.seen:
+                        self.seen[pair] = fits(*pair)
+                    if not self.seen[pair]:
+                        self.wrong.append(f"{site.name}: the key does not fit the certificate")
+                except (AssertionError, OSError, ValueError) as exc:
+                    self.wrong.append(f"{site.name}: {exc!r}")
+                self.reads += 1
+
+
+def fits(cert_pem, key_pem):
+    key = load_pem_private_key(key_pem, password=None)
+    return x509.load_pem_x509_certificate(cert_pem).public_key() == key.public_key()
+
+
+def drawn(dice, steps, kills, *, all_sides):
+    """Return one death after the other: at every step, before it or after it or both, and at any moment."""
+    sides = ("before", "after")
+    groups = [
+        [Death(step, when, dice.randint(1, TURNS.get(step, 1)))]
+        for step in steps
+        for when in (sides if all_sides else (dice.choice(sides),))
+    ]
+    if "flip" in steps:
+        # Only who died in the middle of a deployment has something to put back when it starts.
+        groups += [[Death("check and reload", "after"), Death("recover", when)] for when in sides]
+    groups += [[ANY_MOMENT]] * max(2, kills - sum(map(len, groups)))
+    dice.shuffle(groups)
+    return [death for group in groups for death in group]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request):
+    """Empty for a SQLite file of the server's own."""
+    if request.param == "sqlite":
+        return ""
+    return request.getfixturevalue("postgres").create(f"chaos_{os.urandom(4).hex()}")
+
+
+@pytest.fixture
+def server(stage, database_url):
+    return stage.server(database_url=database_url, **SHORT_LEASES).start()
+
+
+@pytest.fixture
+def agent(stage, server):
+    return stage.agent(server, CERTCTL_VERIFY_DELAY="50ms", CERTCTL_VERIFY_TIMEOUT="5s")
+
+
+@pytest.fixture
+def journal(tmp_path):
+    journal = Journal(tmp_path / "journal")
+    yield journal
+    journal.close()
+
+
+class Inventory:
+    """The certificates, and what is asked for meanwhile over an API that is not always there."""
+
+    def __init__(self, server, agent, nginx, count):
+        self.server = server
+        self.sites = {}
+        self.retried = []
+        for number in range(count):
+            site = Site(nginx, f"site{number}.example.com")
+            config = {"cert_path": str(site.cert), "key_path": str(site.key), "host": "127.0.0.1", "port": nginx.port}
+            commands = {"validate_command": "nginx-check", "reload_command": "nginx-reload"}
+            body = {"name": site.name, "type": "NGINX", "agent_id": agent.id, "config": config | commands}
+            target = server.post("targets", body)["id"]
+            self.sites[server.order(site.name, target)["id"]] = site
+        subprocess.run(nginx.reload_command, check=True)
+        agent.allow_all_of(nginx)
+        self.unrenewed = list(self.sites)
+
+    def keep_busy(self, dice, *, ends):
+        """Renew something if there is too little to do; with ``ends``, only what was never renewed."""
+        with contextlib.suppress(httpx.TransportError):
+            if len(self._jobs("Pending", "AwaitingCSR", "Running")) < 4 and (self.unrenewed or not ends):
+                id = self.unrenewed[-1] if self.unrenewed else dice.choice(list(self.sites))
+                status, _ = self.server.call("POST", f"certificates/{id}/renew", {})
+                assert status in {202, 409}
+                if status == 202 and self.unrenewed:
+                    self.unrenewed.pop()
+
+    def calm(self):
+        """Whether nothing is to be done any more; what crashed its worker three times is tried again."""
+        with contextlib.suppress(httpx.TransportError):
+            failed = self._jobs("Failed")
+            for job in failed:
+                if job.get("last_error") == "crashed its worker" and "next_retry_at" not in job:
+                    status, body = self.server.call("POST", f"jobs/{job['id']}/retry", {})
+                    assert status == 200, body
+                    self.retried.append(job["id"])
+            return not failed and not self._jobs("Pending", "AwaitingCSR", "Running")
+        return False
+
+    def _jobs(self, *states):
+        return [job for state in states for job in self.server.get("jobs", status=state, per_page=500)["data"]]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("count", "kills"), [(10, 12), pytest.param(100, 30, marks=pytest.mark.soak)], ids=["short", "full"]
+)
+async def test_every_certificate_ends_served_whoever_is_killed(  # noqa: PLR0917
+    count, kills, stage, server, agent, journal, database_url
+):
+    dice = random.Random(seed())
+    nginx = stage.nginx()
+    inventory = Inventory(server, agent, nginx, count)
+    server.end(signal.SIGKILL)
+    whole = count > 10
+    mortals = [
+        Mortal(server, "server", drawn(dice, OF_SERVER, kills, all_sides=whole), journal),
+        Mortal(agent, "agent", drawn(dice, OF_AGENT, kills, all_sides=whole), journal),
+    ]
+    began = time.monotonic()
+    with Observer(list(inventory.sites.values())) as observer:
+        die_often(mortals, inventory, dice)
+        come_to_rest(mortals, inventory, dice)
+    report(mortals, inventory, observer, time.monotonic() - began)
+    assert observer.wrong == []
+    served_are_the_newest(server, agent, nginx, inventory)
+    for mortal in mortals:
+        assert mortal.died.total() >= kills
+        mortal.program.end(signal.SIGKILL)
+    await nothing_was_doubled(database_url or f"sqlite://{server.data_dir / 'certctl.db'}", journal)
+
+
+def die_often(mortals, inventory, dice):
+    for mortal in mortals:
+        mortal.live(dice)
+    while not all(mortal.done for mortal in mortals):
+        for mortal in mortals:
+            mortal.watch(dice)
+        inventory.keep_busy(dice, ends=False)
+        time.sleep(0.05)
+
+
+def come_to_rest(mortals, inventory, dice):
+    end = time.monotonic() + PATIENCE + 2 * len(inventory.sites)
+    while inventory.unrenewed or not inventory.calm():
+        for mortal in mortals:
+            mortal.watch(dice)
+        inventory.keep_busy(dice, ends=True)
+        assert time.monotonic() < end, "jobs are open still"
+        time.sleep(0.1)
+
+
+def report(mortals, inventory, observer, seconds):
+    for mortal in mortals:
+        tell(f"{mortal.program.name}: {mortal.died.total()} kills")
+        tell(*(f"  {count:3} {death}" for death, count in sorted(mortal.died.items())))
+    tell(f"{seconds:.0f} s, {observer.reads} reads of {len(observer.seen)} pairs")
+    tell(f"retried after three crashes: {', '.join(inventory.retried) or 'none'}")
+
+
+def served_are_the_newest(server, agent, nginx, inventory):
+    """As a client sees it in a handshake; and the agent has the key in its place."""
+    for id, site in inventory.sites.items():
+        versions = server.all(f"certificates/{id}/versions")
+        assert len(versions) >= 2
+        der = x509.load_pem_x509_certificate(versions[-1]["pem_chain"].encode())
+        assert x509.load_der_x509_certificate(nginx.served(site.name)).fingerprint(SHA256()) == der.fingerprint(
+            SHA256()
+        )
+        row = server.get(f"certificates/{id}")
+        assert (row["status"], row["deployment_state"]) == ("Active", "served"), row
+        key = (agent.state_dir / "keys" / f"{id}.key").read_bytes()
+        assert fits(versions[-1]["pem_chain"].encode(), key)
+    assert list((agent.state_dir / "keys" / "pending").iterdir()) == []
+
+
+async def nothing_was_doubled(url, journal):
+    await db.connect(url, TABLES)
+    try:
+        jobs = await db.fetch(db.Sql("SELECT * FROM job"))
+        intents = await db.fetch(db.Sql("SELECT * FROM intent ORDER BY job_id, number"))
+        moves = await db.fetch(MOVES)
+        versions = await db.fetch(db.Sql("SELECT job_id FROM certificate_version"))
+    finally:
+        await db.close()
+    assert {job["status"] for job in jobs} <= {"Completed", "Cancelled"}
+    assert {job["last_error"] for job in jobs if job["status"] == "Cancelled"} <= {"superseded by a newer version"}
+    orders = [job["id"] for job in jobs if job["type"] in {"Issuance", "Renewal"}]
+    assert Counter(version["job_id"] for version in versions) == Counter(orders)
+    assert unexplained_signatures(journal, intents) == []
+    assert broken_histories(moves, {job["id"]: job["fence"] for job in jobs}) == []
