@@ -9,7 +9,7 @@ from __future__ import annotations
 from certctl_server.db import Sql
 
 DUE = 20
-AGENTS, TARGETS, TEAMS = 100, 1000, 20
+AGENTS, TARGETS, TEAMS = 100, 500, 20
 CHAIN_CHARACTERS = 1600
 NOW = "{after:0}"
 OF_64 = "'" + "0" * 57 + "' || (1000000 + n.i)"
@@ -164,15 +164,13 @@ def _past(count: int) -> list[Sql]:
         "action": _one_of("certificate_created", "renewal_triggered", "job_running", "certificate_issued"),
         "resource_type": "'certificate'",
         "resource_id": f"'mc-plenty-' || (n.i % {count} + 1)",
-        "sequence": "n.i",
-        "previous_hash": OF_64,
-        "hash": OF_64,
     }
     kinds = "CROSS JOIN (SELECT 'Issuance' AS kind UNION ALL SELECT 'Deployment') k"
     return [
         _each("job", str(count), job, clause=kinds),
         _each("discovered_certificate", str(count), finding),
         _each("audit_event", str(10 * count), event),
+        Sql("UPDATE audit_event SET sequence = number, previous_hash = id, hash = id"),  # none comes sealed
     ]
 
 

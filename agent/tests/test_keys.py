@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+import time
+from datetime import timedelta
 from ipaddress import ip_address
 
 import pytest
@@ -181,17 +183,21 @@ def test_a_chain_of_another_ca_is_refused(ring):
         ring.bundle("mc-1", leaf + FakeCA("other").cert_pem)
 
 
-def test_a_key_served_takes_the_older_pending_ones_of_its_certificate_along(ring, tmp_path):
+def test_a_key_served_leaves_the_pending_ones_whose_orders_may_be_tried_again(ring, tmp_path):
     pending = tmp_path / "keys/pending"
-    jobs = {name: dataclasses.replace(ORDER, job_id=name) for name in ("older", "served", "newer")}
-    jobs["other"] = dataclasses.replace(ORDER, job_id="other", certificate_id="mc-2")
-    for age, (name, order) in enumerate(jobs.items()):
-        leaf = FakeCA().sign(ring.csr(order))
-        os.utime(pending / f"{name}.key", (age, age))
+    days = {"abandoned": 31, "failed": 29, "served": 2, "newer": 1, "other": 31}
+    for name, age in days.items():
+        certificate_id = "mc-2" if name == "other" else "mc-1"
+        leaf = FakeCA().sign(ring.csr(dataclasses.replace(ORDER, job_id=name, certificate_id=certificate_id)))
+        made = time.time() - timedelta(days=age).total_seconds()
+        os.utime(pending / f"{name}.key", (made, made))
         if name == "served":
             bundle = ring.bundle("mc-1", leaf)
+        if name == "failed":
+            failed = leaf
     ring.promote("mc-1", bundle)
-    assert sorted(path.name for path in pending.glob("*.key")) == ["newer.key", "other.key"]
+    assert sorted(path.name for path in pending.glob("*.key")) == ["failed.key", "newer.key", "other.key"]
+    assert ring.bundle("mc-1", failed).cert_pem == failed
     assert (tmp_path / "keys/mc-1.key").read_text() == bundle.key_pem
     ring.promote("mc-1", bundle)
     assert not (tmp_path / "keys/mc-1.key.previous").exists()

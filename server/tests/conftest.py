@@ -1,4 +1,5 @@
 import asyncio
+import json
 import secrets
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -7,8 +8,10 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
+from certctl_core import plugins
 from certctl_core.plugins import Plugins
 from certctl_sdk.http import httpx
+from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_sdk.testing.postgres import Postgres
 from certctl_server import db
 from certctl_server.app import make_app
@@ -18,9 +21,16 @@ from certctl_server.connectors.instances import Instances
 from certctl_server.connectors.loop import ConnectorLoop
 from certctl_server.context import Context
 from certctl_server.db.migrate import migrate
+from certctl_server.issuers.tables import Issuer
+from certctl_server.jobs import bell
+from certctl_server.jobs.runner import Runner
+from certctl_server.jobs.tables import Job
+from certctl_server.people.tables import Owner, Team
+from certctl_server.rules.tables import RenewalPolicy
 from certctl_server.sealing import Cipher
 from certctl_server.settings import Settings
 from certctl_server.tables import TABLES
+from certctl_server.targets.tables import Target
 
 
 async def _migrated(url):
@@ -153,3 +163,143 @@ async def engine(ctx):
     yield ctx.engine
     await ctx.engine.instances.aclose()
     await loop.stop()
+
+
+@pytest.fixture
+async def grounds(ctx):
+    """What every certificate refers to: team t, owner o, rp-default, and our own CA as iss-local."""
+    times = {"created_at": db.now(), "updated_at": db.now()}
+    await Team.insert(Team(id="t", name="t", **times))
+    await Owner.insert(Owner(id="o", name="o", team_id="t", **times))
+    await RenewalPolicy.insert(RenewalPolicy(id="rp-default", name="default", **times))
+    await Issuer.insert(Issuer(id="iss-local", name="own", type="GenericCA", status="ready", **times))
+
+
+@pytest.fixture
+async def runner(ctx, grounds):
+    """Workers of this process, answering bells without a broker."""
+    ctx.plugins = plugins.load()
+    runner = Runner(ctx)
+    runner.start()
+    bell.connect(runner.look, lambda *_: None)
+    yield runner
+    bell.connect(None, None)
+    await runner.stop()
+
+
+@dataclass
+class Machine:
+    """An agent, as far as the server can tell."""
+
+    id: str
+    http: httpx.AsyncClient
+    keys: dict = field(default_factory=dict)
+
+    @property
+    def path(self):
+        return f"/api/v1/agents/{self.id}"
+
+    async def beat(self, **said):
+        answer = await self.http.post(f"{self.path}/heartbeat", json=said)
+        assert answer.status_code == 200, answer.text
+
+    async def work(self, **query):
+        answer = await self.http.get(f"{self.path}/work", params=query)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["count"] == len(answer.json()["jobs"])
+        return answer.json()["jobs"]
+
+    async def csr(self, certificate_id, *sans, key=None, pem=None):
+        self.keys[certificate_id] = pem or csr_pem(*sans, key=key)
+        body = {"csr_pem": self.keys[certificate_id], "certificate_id": certificate_id}
+        return await self.http.post(f"{self.path}/csr", json=body)
+
+    async def answer_orders(self):
+        """Answer every order that is offered; return the ids of their jobs."""
+        items = [item for item in await self.work() if item["status"] == "AwaitingCSR"]
+        for item in items:
+            answer = await self.csr(item["certificate_id"], *(item["sans"] or [item["common_name"]]))
+            assert (answer.status_code, answer.json()) == (202, {"status": "csr_signed"})
+        return [item["id"] for item in items]
+
+    async def report(self, job_id, status, **more):
+        return await self.http.post(f"{self.path}/jobs/{job_id}/status", json={"status": status, **more})
+
+    async def verify(self, item, actual=None, **more):
+        expected = item["expected_fingerprint"]
+        body = {"target_id": item["target_id"], "expected_fingerprint": expected}
+        body |= {"actual_fingerprint": actual or expected, "verified": actual in {None, expected}}
+        return await self.http.post(f"/api/v1/jobs/{item['id']}/verify", json=body | more)
+
+    async def deploy_all(self):
+        """Deploy what is offered, and see it served; return the items."""
+        items = [item for item in await self.work() if item["type"] == "Deployment"]
+        for item in items:
+            assert (await self.report(item["id"], "Running")).status_code == 200
+            assert (await self.verify(item)).status_code == 200
+            assert (await self.report(item["id"], "Completed")).status_code == 200
+        return items
+
+
+@dataclass
+class Fleet:
+    """Machines, targets and certificates, by way of the API where it has one."""
+
+    connect: object
+    people: httpx.AsyncClient
+    machines: dict = field(default_factory=dict)
+
+    async def machine(self, id, capabilities=("verify",)):
+        answer = await self.people.post("/api/v1/agents", json={"id": id, "name": id, "hostname": f"{id}.example"})
+        assert answer.status_code == 201, answer.text
+        self.machines[id] = Machine(id, self.connect(answer.json()["api_key"]))
+        await self.machines[id].beat(**({"capabilities": list(capabilities)} if capabilities else {}))
+        return self.machines[id]
+
+    async def target(self, id, machine, **config):
+        times = {"created_at": db.now(), "updated_at": db.now()}
+        row = {"id": id, "name": id, "type": "NGINX", "agent_id": machine.id, "config": json.dumps(config)}
+        await Target.insert(Target(**row, status="ready", **times))
+        return id
+
+    async def certificate(self, *sans, targets=(), **more):
+        body = {"sans": sans, "owner_id": "o", "team_id": "t", "issuer_id": "iss-local", "target_ids": targets, **more}
+        answer = await self.people.post("/api/v1/certificates", json=body)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"]
+
+    async def served(self, *machines, sans=("a.example",)):
+        """A certificate that is Active on one target of each machine."""
+        targets = [await self.target(f"tgt-{machine.id}", machine) for machine in machines]
+        id = await self.certificate(*sans, targets=targets)
+        for machine in machines:
+            await machine.answer_orders()
+        for machine in machines:
+            await machine.deploy_all()
+        return id
+
+    async def get(self, path):
+        answer = await self.people.get(f"/api/v1/{path}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def post(self, path, **body):
+        return await self.people.post(f"/api/v1/{path}", json=body)
+
+    async def status(self, id):
+        found = await self.get(f"certificates/{id}")
+        return found["status"], found["deployment_state"]
+
+    async def jobs(self, id, **more):
+        """The jobs of a certificate, oldest first."""
+        rows = await Job.select().where(Job.certificate_id == id).order_by(Job.created_at, Job.id)
+        return [row for row in rows if all(row[name] == value for name, value in more.items())]
+
+
+@pytest.fixture
+async def fleet(connect, client, runner):
+    """An installation with workers, into which tests put machines."""
+    fleet = Fleet(connect, client)
+    yield fleet
+    for machine in fleet.machines.values():
+        await machine.http.aclose()

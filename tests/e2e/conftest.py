@@ -115,11 +115,15 @@ class Program:
     def state(self):
         """For people who look at a failed test."""
         code = self._process.poll() if self._process else None
-        return f"{self.name} {'ran' if self.running else 'did not run' if code is None else f'ended with {code}'} and said"
+        return (
+            f"{self.name} {'ran' if self.running else 'did not run' if code is None else f'ended with {code}'} and said"
+        )
 
     def told(self):
         """What it said but for calls that went well."""
-        return "\n".join(line for line in self.said.splitlines() if '"answered"' not in line or '"status": 2' not in line)
+        return "\n".join(
+            line for line in self.said.splitlines() if '"answered"' not in line or '"status": 2' not in line
+        )
 
     def events(self, event):
         """What it logged under this name, oldest first."""
@@ -145,13 +149,13 @@ class Server(Program):
         super().__init__("server", ["certctl", "up", "--port", self.port], root, where | environ)
         self._http = None
 
-    def start(self, *, terminal=False):
-        """Return once it is ready."""
+    def start(self, *, terminal=False, key=""):
+        """Return once it is ready; ``key`` is an admin's, if none was left in a file."""
         self.launch(terminal=terminal)
         wait(lambda: not self.running or self.ready(), "/ready to answer 200", START_SECONDS, 0.02)
         assert self.running, "the server ended instead of serving"
         if self._http is None and not terminal:
-            self.speak(self._key or (self.data_dir / "admin-key").read_text().strip())
+            self.speak(key or self._key or (self.data_dir / "admin-key").read_text().strip())
         return self
 
     def speak(self, key):
@@ -174,6 +178,14 @@ class Server(Program):
         """Make an HTTP client that speaks with ``key``; whoever makes it closes it."""
         headers = {"Authorization": f"Bearer {key}"}
         return httpx.Client(base_url=url or self.url, headers=headers, timeout=30)
+
+    def files(self):
+        """Return what is in its data directory, by path; files that come and go meanwhile may be missing."""
+        found = {}
+        for path in self.data_dir.rglob("*"):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                found[path] = path.read_bytes()
+        return found
 
     def call(self, method, path, body=None, **query):
         """Return status and body of any answer."""
@@ -381,7 +393,7 @@ class Receiver:
                 self.end_headers()
                 self.wfile.write(said)
 
-            do_GET = do_POST
+            do_GET = do_POST  # noqa: N815  # so http.server finds it
 
             def log_message(self, *_):
                 """Not on the terminal of the tests."""

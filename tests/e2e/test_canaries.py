@@ -91,7 +91,7 @@ def tell(server, canaries):
             assert teller("GET", path).status_code == 200
     assert [reply for reply in teller.replies if canaries.in_(reply)] == []
     assert canaries.in_(server.said) == []
-    stored = b"".join(path.read_bytes() for path in server.data_dir.glob("certctl.db*"))
+    stored = b"".join(server.files().values())
     assert canaries.in_(stored.decode("latin-1")) == []
 
 

@@ -1,5 +1,6 @@
 """From the order to the revocation, with a real NGINX and a client that trusts our root only."""
 
+import json
 import time
 from hashlib import sha256
 
@@ -22,7 +23,7 @@ def nginx(stage):
 
 @pytest.fixture
 def agent(stage, server, nginx):
-    agent = stage.agent(server)
+    agent = stage.agent(server, name=f"agent-of-{nginx.port}")
     agent.allow_all_of(nginx)
     yield agent.start()
     agent.kill()
@@ -32,9 +33,7 @@ def digest(der):
     return sha256(der).hexdigest()
 
 
-def test_a_certificate_is_issued_served_renewed_and_revoked_and_all_of_it_is_told(
-    stage, server, agent, nginx, waiting
-):
+def test_a_certificate_is_issued_served_renewed_and_revoked_and_all_of_it_is_told(stage, server, agent, nginx, waiting):
     ordered = time.monotonic()
     certificate = server.order(NAME, server.target(agent, nginx))["id"]
     [first] = waiting(lambda: server.fingerprints(certificate), "the first version", SOON_SECONDS)
@@ -63,11 +62,7 @@ def test_a_certificate_is_issued_served_renewed_and_revoked_and_all_of_it_is_tol
 def assert_the_rows_tell_it(server, certificate):
     row = server.get(f"certificates/{certificate}")
     versions = server.all(f"certificates/{certificate}/versions")
-    assert (row["status"], row["revocation_reason"], row["last_error"] if "last_error" in row else "") == (
-        "Revoked",
-        "superseded",
-        "",
-    )
+    assert (row["status"], row["revocation_reason"], row.get("last_error")) == ("Revoked", "superseded", None)
     assert row["fingerprint"] == versions[-1]["fingerprint_sha256"]
     assert [version["version"] for version in versions] == [1, 2]
     assert {(version["revocation_reason"], bool(version["revoked_at"])) for version in versions} == {
@@ -111,3 +106,22 @@ def assert_the_audit_trail_tells_it(server, certificate, agent):
     events = [event for event in server.all("audit", resource_id=deployment) if event["action"] in moves]
     assert [event["action"] for event in events] == moves
     assert {(event["actor"], event["actor_type"]) for event in events} == {(agent.id, "Agent")}
+
+
+def test_the_command_line_walks_the_same_way(stage, server, agent, nginx, waiting):
+    def certctl(*arguments):
+        return json.loads(stage.run(server, "certctl", "--format", "json", *arguments).stdout)
+
+    options = {"cert_path": nginx.cert, "key_path": nginx.key, "validate_command": "nginx-check"}
+    options |= {"reload_command": "nginx-reload", "host": "127.0.0.1", "port": nginx.port}
+    settings = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
+    name = f"by-hand-{nginx.port}"
+    certctl("targets", "create", name, "--type", "NGINX", "--agent", agent.id, *settings)
+    certificate = certctl("certs", "create", f"{name}.example.com", "--target", name)["id"]
+    first = server.served(certificate)["fingerprint"]
+    assert certctl("certs", "renew", certificate)["job_ids"]
+    waiting(lambda: len(server.fingerprints(certificate)) == 2, "the renewal")
+    assert server.served(certificate)["fingerprint"] != first
+    certctl("certs", "revoke", certificate, "--reason", "superseded")
+    assert certctl("certs", "get", certificate)["status"] == "Revoked"
+    assert {job["status"] for job in certctl("jobs", "list")["data"]} == {"Completed"}

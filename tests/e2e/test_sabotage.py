@@ -60,12 +60,12 @@ def read_only(directory):
 class Site:
     """An NGINX with a certificate of its own, and what its visitors and its owner see."""
 
-    def __init__(self, stage, server, agent, tls=None):
+    def __init__(self, stage, server, agent, waiting, tls=None):
         self.server, self.agent, self.nginx = server, agent, stage.nginx(tls)
         agent.allow_all_of(self.nginx)
         self.target = server.target(agent, self.nginx)
         self.certificate = ""
-        self._stage = stage
+        self._stage, self._waiting = stage, waiting
 
     def order(self):
         self.certificate = self.server.order(NAME, self.target)["id"]
@@ -94,13 +94,13 @@ class Site:
     def is_served(self):
         row = self.server.served(self.certificate)
         visitor = self._stage.visitor(self.nginx, NAME, self.server.root_pem(self.certificate))
-        assert visitor.sees(row["fingerprint"])
+        self._waiting(lambda: visitor.sees(row["fingerprint"]), "every worker of NGINX to serve it")
         return row
 
 
 @pytest.fixture
-def site(stage, server, agent):
-    return Site(stage, server, agent)
+def site(stage, server, agent, waiting):
+    return Site(stage, server, agent, waiting)
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_a_read_only_directory_of_the_key_at_a_first_deployment_leaves_the_old_o
 def test_a_full_disk_leaves_the_old_one_served(stage, server, agent, waiting, tmp_path):
     (tls := tmp_path / "tls").mkdir()
     with mounted("-t", "tmpfs", "-o", "size=2m", "tmpfs", on=tls):
-        site = Site(stage, server, agent, tls)
+        site = Site(stage, server, agent, waiting, tls)
         site.order()
         site.is_served()
         told = "stage failed: .*/tls/.* cannot be written: no space is left on its disk"

@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 from certctl_core.errors import MisconfiguredError, RejectedError
@@ -33,6 +35,8 @@ from certctl_agent.csr import Key, Order, asks_for, names_of, sign
 
 CURVES: dict[int, type[ec.EllipticCurve]] = {256: ec.SECP256R1, 384: ec.SECP384R1, 521: ec.SECP521R1}
 RSA_BITS = range(2048, 8193)
+ABANDONED = timedelta(days=30)
+"""How old a key is whose order is not expected to be tried again, once another one of its certificate is served."""
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -103,18 +107,18 @@ class KeyRing:
         self._forget(certificate_id, _spki(_load(bundle.key_pem).public_key()))
 
     def _forget(self, certificate_id: str, served: bytes) -> None:
-        """Remove the pending key that is served now, and those for the same certificate that are older."""
-        ages: dict[Path, float] = {}
-        newest = 0.0
+        """Remove the pending key that is served now, and those of orders that came to nothing long ago.
+
+        An order that failed may be tried again after a newer one was served, with the CSR that the server has.
+        """
+        abandoned = time.time() - ABANDONED.total_seconds()
         for path in self._pending.glob("*.key"):
             order = private.read_object(path.with_suffix(".order"))
             if order.get("certificate_id") != certificate_id:
                 continue
-            ages[path] = _age(path)
-            if _spki(x509.load_pem_x509_csr(str(order["csr_pem"]).encode()).public_key()) == served:
-                newest = ages[path]
-        for path in (path for path, age in ages.items() if age <= newest):
-            private.remove(path.with_suffix(".order"), path)
+            csr = x509.load_pem_x509_csr(str(order["csr_pem"]).encode())
+            if _spki(csr.public_key()) == served or _age(path) < abandoned:
+                private.remove(path.with_suffix(".order"), path)
 
     def _candidates(self, certificate_id: str) -> Iterator[Path]:
         """Files that may hold the key of a certificate, the likely ones first."""

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
 
 from certctl_core.errors import ConnectorError, DeploymentError
 from certctl_core.run import Egress
@@ -36,7 +37,7 @@ class Proof:
 
     def __init__(self, bundle: Bundle, endpoints: Sequence[Endpoint], egress: Egress, settings: VerifySettings) -> None:
         self._expected = _ders(bundle)
-        self._endpoints = endpoints
+        self._endpoints = [_asking(each, self._expected[0]) for each in endpoints]
         self._egress = egress
         self._settings = settings
         self.expected_fingerprint = fingerprint(self._expected[0])
@@ -112,6 +113,30 @@ def difference(expected: Sequence[bytes], served: Sequence[bytes]) -> str:
     if missing := [each for each in expected[1:] if each not in served]:
         return f"serves the certificate without its intermediate {_subject(missing[0])}"
     return "serves the intermediates in the wrong order"
+
+
+def _asking(endpoint: Endpoint, leaf: bytes) -> Endpoint:
+    """An address can be no SNI (RFC 6066 section 3): there we ask as clients do, for a name of the certificate."""
+    names = _dns_names(leaf)
+    if endpoint.server_name or not names or not _is_address(endpoint.host):
+        return endpoint
+    return replace(endpoint, server_name=names[0].replace("*", "www", 1))
+
+
+def _dns_names(der: bytes) -> list[str]:
+    try:
+        sans = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return sans.value.get_values_for_type(x509.DNSName)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _ders(bundle: Bundle) -> list[bytes]:

@@ -16,6 +16,7 @@ import dramatiq
 from dramatiq.brokers.stub import StubBroker
 
 from certctl_server.agents.health import watch
+from certctl_server.agents.proof import presume
 from certctl_server.audit.sealer import seal
 from certctl_server.certificates import renewal
 from certctl_server.context import Context
@@ -26,6 +27,7 @@ from certctl_server.leader import Leadership
 from certctl_server.loops import Loop, Loops
 
 log = logging.getLogger(__name__)
+PRESUME_EVERY = timedelta(minutes=1)
 SEAL_EVERY = timedelta(milliseconds=250)
 
 
@@ -114,6 +116,7 @@ def _loops(ctx: Context, sweeper: Sweeper) -> list[Loop]:
         Loop("jobs", intervals.job_processor_interval, sweeper.sweep),
         Loop("job retry", intervals.retry_interval, sweeper.retry),
         Loop("job timeouts", intervals.job_timeout_interval, timeouts),
+        Loop("verifications", PRESUME_EVERY, presume),
         Loop("agent health", intervals.agent_health_check_interval, watch),
         Loop("status flips", timedelta(seconds=1), renewal.flips),
         Loop("audit sealer", SEAL_EVERY, partial(seal, ctx)),

@@ -103,8 +103,8 @@ class Site:
 
     def _generation(self):
         with contextlib.suppress(FileNotFoundError):
-            return os.readlink(self.cert.parent / f".{self.cert.name}.certctl" / "current")
-        return ""
+            return (self.cert.parent / f".{self.cert.name}.certctl" / "current").readlink()
+        return None
 
 
 class Observer:
@@ -191,6 +191,7 @@ class Inventory:
         self.server = server
         self.sites = {}
         self.retried = []
+        self.errors = {}
         for number in range(count):
             site = Site(nginx, f"site{number}.example.com")
             config = {"cert_path": str(site.cert), "key_path": str(site.key), "host": "127.0.0.1", "port": nginx.port}
@@ -216,6 +217,8 @@ class Inventory:
         """Whether nothing is to be done any more; what crashed its worker three times is tried again."""
         with contextlib.suppress(httpx.TransportError):
             failed = self._jobs("Failed")
+            self.errors |= {job["id"]: job["last_error"] for job in failed}
+            assert not [error for error in self.errors.values() if "no private key" in error], self.errors
             for job in failed:
                 if job.get("last_error") == "crashed its worker" and "next_retry_at" not in job:
                     status, body = self.server.call("POST", f"jobs/{job['id']}/retry", {})
@@ -232,7 +235,7 @@ class Inventory:
 @pytest.mark.parametrize(
     ("count", "kills"), [(10, 12), pytest.param(100, 30, marks=pytest.mark.soak)], ids=["short", "full"]
 )
-async def test_every_certificate_ends_served_whoever_is_killed(  # noqa: PLR0917
+async def test_every_certificate_ends_served_whoever_is_killed(
     count, kills, stage, server, agent, journal, database_url
 ):
     dice = random.Random(seed())
@@ -282,6 +285,7 @@ def report(mortals, inventory, observer, seconds):
         tell(f"{mortal.program.name}: {mortal.died.total()} kills")
         tell(*(f"  {count:3} {death}" for death, count in sorted(mortal.died.items())))
     tell(f"{seconds:.0f} s, {observer.reads} reads of {len(observer.seen)} pairs")
+    tell(*(f"failed meanwhile: {id}: {error}" for id, error in inventory.errors.items()))
     tell(f"retried after three crashes: {', '.join(inventory.retried) or 'none'}")
 
 

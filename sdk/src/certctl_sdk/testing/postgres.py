@@ -82,7 +82,9 @@ class Postgres:
                 shutil.chown(self._place, "postgres")
             with socket.create_server(("127.0.0.1", 0)) as free:
                 self.port = int(free.getsockname()[1])
-            self._call("initdb", "-D", self._data, "-U", self.user, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N")
+            self._call(
+                "initdb", "-D", self._data, "-U", self.user, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N"
+            )
             self.start()
         except BaseException:
             shutil.rmtree(self._place)

@@ -35,8 +35,10 @@ class AgentStatus(StrEnum):
 
 
 def is_plain(agent: db.Row) -> bool:
-    """Whether it is an agent of the original: one that names no capabilities, keeps one key file per certificate, always
-    makes ECDSA P-256 keys, and puts nothing back when something else is served.
+    """Whether it is an agent of the original, which names no capabilities.
+
+    Such an agent keeps one key file per certificate, always makes ECDSA P-256 keys, and puts nothing back when
+    something else is served.
     """
     return not json.loads(agent["capabilities"] or "[]")
 

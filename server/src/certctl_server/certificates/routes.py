@@ -107,7 +107,7 @@ OPTIONAL = (
 )  # fmt: skip
 NEVER = "0001-01-01T00:00:00Z"
 SELECT = """item.*, (SELECT {list:target_id} FROM (
-    SELECT target_id FROM certificate_target WHERE certificate_id = item.id ORDER BY position, target_id) m
+    SELECT target_id FROM certificate_target WHERE certificate_id = item.id ORDER BY position, target_id) places
     ) AS target_ids"""
 ONE = db.Sql(f"SELECT {SELECT} FROM certificate item WHERE item.id = $1")  # noqa: S608  # nothing in it is anyone's
 
@@ -124,8 +124,8 @@ def show(row: Row) -> Row:
 def _of_agent(text: str, bound: Any) -> str:
     condition = any_of("t.agent_id", [part.strip() for part in text.split(",")], bound)
     return (
-        "EXISTS (SELECT 1 FROM certificate_target m JOIN target t ON t.id = m.target_id"  # noqa: S608  # bound above
-        f" WHERE m.certificate_id = item.id AND {condition})"
+        "item.id IN (SELECT m.certificate_id FROM certificate_target m JOIN target t ON t.id = m.target_id"  # noqa: S608  # bound above
+        f" WHERE {condition})"
     )
 
 

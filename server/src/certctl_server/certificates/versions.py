@@ -62,6 +62,14 @@ AWAITED = db.Sql(
         AND certificate_target.target_id = job.target_id
     """
 )
+# A deployment that nobody does any more has not brought its version there.
+CALLED_OFF = db.Sql(
+    """
+    UPDATE certificate_target SET state = 'failed' FROM job
+    WHERE job.id IN ({ids:$1}) AND job.type = 'Deployment' AND certificate_target.last_job_id = job.id
+        AND certificate_target.certificate_id = job.certificate_id AND certificate_target.target_id = job.target_id
+    """
+)
 SUPERSEDED = db.Sql(
     """
     SELECT old.id FROM job new JOIN job old ON old.certificate_id = new.certificate_id

@@ -10,15 +10,18 @@ from certctl_core.run import Run
 from certctl_server import db
 from certctl_server.connectors.instances import Instances
 from certctl_server.jobs.state import Claimed, end
+from certctl_server.notices.tell import Notice, tell
 
 VERSION = db.Sql("SELECT pem_chain, reference FROM certificate_version WHERE id = $1")
 CONFIRMED = db.Sql("UPDATE revocation SET state = 'confirmed', confirmed_at = {now} WHERE version_id = $1")
 ALL_CONFIRMED = db.Sql(
     """
-    UPDATE certificate SET revocation_state = 'confirmed' WHERE id = $1 AND revocation_state = 'pending'
+    UPDATE certificate SET revocation_state = 'confirmed' WHERE id = $1 AND revocation_state <> ''
         AND NOT EXISTS (SELECT 1 FROM revocation WHERE certificate_id = $1 AND state <> 'confirmed')
     """
 )
+UNTOLD = db.Sql("UPDATE revocation SET state = 'failed' WHERE version_id = $1")
+ANY_UNTOLD = db.Sql("UPDATE certificate SET revocation_state = 'failed' WHERE id = $1 AND revoked_at IS NOT NULL")
 
 
 async def revoke(job: Claimed, run: Run, instances: Instances) -> None:
@@ -42,3 +45,11 @@ async def revoke(job: Claimed, run: Run, instances: Instances) -> None:
         await end(job, JobState.COMPLETED, last_error="")
         await db.fetch(CONFIRMED, version_id)
         await db.fetch(ALL_CONFIRMED, job.certificate_id)
+
+
+async def untold(job: Claimed, message: str) -> None:
+    """Note that the CA could not be told and is not told again, and let people know."""
+    await db.fetch(UNTOLD, str(job.request["version_id"]))
+    await db.fetch(ANY_UNTOLD, job.certificate_id)
+    text = f"the CA was not told of the revocation: {message}"
+    await tell(Notice("Revocation", job.certificate_id, "Revocation failed", text, "critical", f"{job.id}|failed"))

@@ -1,5 +1,7 @@
 """Jobs over HTTP: what is to be done, how far it is, and what people may do about it."""
 
+import json
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -11,11 +13,13 @@ from litestar.params import FromPath
 
 from certctl_server import db
 from certctl_server.agents.proof import Seen, verify
+from certctl_server.audit.record import Actor
 from certctl_server.auth.principal import Req, Where, actor_of, agent_caller
 from certctl_server.auth.roles import OWN_AGENT, READ, WRITE
 from certctl_server.body import ID, new
-from certctl_server.certificates.orders import HOMELESS, Order, await_csr, order
-from certctl_server.certificates.status import settle
+from certctl_server.certificates.orders import Order, approved, order
+from certctl_server.certificates.status import hold, settle
+from certctl_server.certificates.versions import CALLED_OFF, deploy, fitting
 from certctl_server.context import Ctx
 from certctl_server.crud import one
 from certctl_server.errors import Refused, conflict, invalid
@@ -37,6 +41,13 @@ OPTIONAL = (
     "target_id", "agent_id", "last_error", "started_at", "completed_at", "verified_at", "verification_error",
     "verification_fingerprint", "next_retry_at", "lease_until",
 )  # fmt: skip
+TAKEN = db.Sql("SELECT id FROM job WHERE place = $1 AND id <> $2")
+ABOUT = db.Sql(
+    """
+    SELECT c.archived_at, c.revoked_at, v.revoked_at AS gone_at, v.not_after
+    FROM certificate c LEFT JOIN certificate_version v ON v.id = $2 WHERE c.id = $1
+    """
+)
 Reason = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
@@ -100,6 +111,7 @@ async def cancel_(id: FromPath[str], request: Req) -> Row:
         moved = await cancel(Job.id == id, actor=actor_of(request), reason="cancelled by user")
         if not moved:
             raise conflict(f"The job is {row['status']}")
+        await db.fetch(CALLED_OFF, json.dumps([id]))
         await _settle(row)
     return {"status": "job_cancelled"}
 
@@ -115,8 +127,7 @@ async def approve(id: FromPath[str], request: Req) -> Row:
     async with db.transaction():
         if not await move(Job.id == id, JobState.AWAITING_APPROVAL, JobState.PENDING, actor=actor, note=note):
             raise conflict(f"The job is {row['status']}, not AwaitingApproval")
-        homeless = {} if row["agent_id"] else {"last_error": HOMELESS}
-        await await_csr([id], actor, **homeless)
+        await approved(id, actor)
     return {"status": "job_approved"}
 
 
@@ -139,22 +150,54 @@ async def retry(id: FromPath[str], request: Req) -> Row:
     """Try a failed job again now, with all its tries; order anew what was cancelled."""
     row = await one(Job, id, request.user, "Job")
     actor = actor_of(request)
-    if row["status"] == JobState.CANCELLED and row["type"] in ORDERS:
-        made = await order([row["certificate_id"]], Order(type=JobType(row["type"])), actor)
-        if not made:
-            raise conflict("Another open job of that certificate has its place")
-        return {"status": "job_retried", "job_id": made[0].id}
-    if row["status"] != JobState.FAILED:
+    if row["status"] not in {JobState.CANCELLED, JobState.FAILED}:
         raise conflict(f"The job is {row['status']}")
     async with db.transaction():
+        await _worth_retrying(row)
+        if row["status"] == JobState.CANCELLED:
+            return {"status": "job_retried", "job_id": await _anew(row, actor)}
         moved = await requeue(Job.id == id, actor=actor, attempts=0, failures=0, crashes=0, place=_place(row))
         if not moved:
             raise conflict("The job was moved on by somebody else")
         await _settle(row)
         if row["agent_id"]:
             bell.ring_agent(row["agent_id"])
-        bell.ring(row["lane"])
+        if row["lane"]:
+            bell.ring(row["lane"])
     return {"status": "job_retried"}
+
+
+async def _worth_retrying(row: Row) -> None:
+    """Refuse to revive what could not succeed, or what another job already does."""
+    await hold([row["certificate_id"]] if row["certificate_id"] else [])
+    if await db.fetch(TAKEN, _place(row), row["id"]):
+        raise conflict("Another open job of that certificate has its place")
+    for about in await db.fetch(ABOUT, row["certificate_id"] or "", row["version_id"] or ""):
+        if about["archived_at"]:
+            raise conflict("The certificate is archived")
+        if row["type"] in ORDERS and about["revoked_at"] and not json.loads(row["request"]).get("force"):
+            raise conflict("The certificate is revoked: renew it with force")
+        if row["type"] == JobType.DEPLOYMENT and (about["gone_at"] or about["not_after"] <= db.now()):
+            raise conflict("The version is revoked or has expired")
+
+
+async def _anew(row: Row, actor: Actor) -> str:
+    """Make a job like one that was cancelled; return its id."""
+    made = []
+    if row["type"] in ORDERS:
+        force, csr = json.loads(row["request"]).get("force", False), row["csr_pem"]
+        asked = Order(type=JobType(row["type"]), force=force, agent_id=row["agent_id"] or "")
+        if csr and not row["agent_id"]:
+            asked = replace(asked, csr_pem=csr, csr_sha256=row["csr_sha256"])
+        made = await order([row["certificate_id"]], asked, actor)
+    elif row["type"] == JobType.DEPLOYMENT:
+        there = {each["target_id"]: each for each in await fitting([row["certificate_id"]])}
+        fits = there.get(row["target_id"])
+        made = await deploy([fits] if fits and fits["version_id"] == row["version_id"] else [], actor=actor)
+    if not made:
+        raise conflict("What the job was for has changed since: agent, version or order")
+    await _settle(row)
+    return made[0].id
 
 
 def _place(row: Row) -> str:

@@ -26,17 +26,17 @@ from certctl_core.job import Cause, JobState, JobType, retry_wait
 from certctl_core.run import LeaseLost
 
 from certctl_server import db
-from certctl_server.certificates.status import settle
+from certctl_server.certificates.status import hold
 from certctl_server.connectors.instances import LONGEST_CALL, Instances
 from certctl_server.connectors.loop import ConnectorLoop
 from certctl_server.connectors.run import JobRun
 from certctl_server.context import Context
 from certctl_server.jobs import bell, intents, issue
-from certctl_server.jobs.revoke import revoke
+from certctl_server.jobs.failure import order_failed
+from certctl_server.jobs.revoke import revoke, untold
 from certctl_server.jobs.state import Claimed, beat, claim, end, mine, release
 from certctl_server.notices import service as notices
 from certctl_server.notices.send import send
-from certctl_server.notices.tell import Notice, tell
 
 log = logging.getLogger(__name__)
 Work: TypeAlias = Callable[["Attempt"], Awaitable[None]]
@@ -52,7 +52,6 @@ PACE = db.Sql(
     WHERE c.id = $1
     """
 )
-SAY = db.Sql("UPDATE certificate SET last_error = $2 WHERE id = $1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +221,7 @@ class Runner:
             seconds=next((row["retry_interval_seconds"] for row in await db.fetch(PACE, job.certificate_id)), 3600)
         )
         wait = None
-        if failures < job.max_attempts:
+        if failures < job.max_attempts and (job.type, cause) != (JobType.REVOCATION, Cause.REJECTED):
             wait = retry_wait(job.type, cause, failures, cap=cap, retry_after=retry_after, jitter=random.random())
         facts: dict[str, Any] = {"last_error": message, "failures": failures, "crashes": 0}
         if wait is not None:
@@ -230,20 +229,17 @@ class Runner:
         log.warning("job failed", extra={"job": job.id, "type": job.type, "cause": cause, "error": message})
         with suppress(LeaseLost):
             async with db.transaction():
+                await hold([job.certificate_id] if job.certificate_id else [])
                 await end(job, JobState.FAILED, **facts, result=json.dumps({"cause": cause}))
                 bell.poke("job retry")
                 if job.type in issue.ORDERS:
                     await self._order_failed(job, cause, message, over=wait is None)
+                if job.type is JobType.REVOCATION and wait is None:
+                    await untold(job, message)
                 if job.type is JobType.NOTIFICATION:
                     await notices.failed(job, message, wait is None, facts.get("next_retry_at"))
 
     async def _order_failed(self, job: Claimed, cause: Cause, message: str, *, over: bool) -> None:
         if cause in {Cause.REJECTED, Cause.MISCONFIGURED}:
             await intents.close(job, "failed", message)
-        await db.fetch(SAY, job.certificate_id, message)
-        await settle([job.certificate_id])
-        if over:
-            subject = f"{job.type} failed"
-            await tell(
-                Notice("RenewalFailure", job.certificate_id, subject, message, "critical", f"{job.id}|{job.attempts}")
-            )
+        await order_failed(job.id, job.type, job.certificate_id, message, over=over)

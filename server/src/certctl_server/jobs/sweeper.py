@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 
 from certctl_core.job import JobState, JobType
@@ -9,13 +10,22 @@ from certctl_core.job import JobState, JobType
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM
 from certctl_server.certificates.status import settle
+from certctl_server.certificates.versions import CALLED_OFF
 from certctl_server.jobs import bell
+from certctl_server.jobs.failure import order_failed
 from certctl_server.jobs.runner import Runner
 from certctl_server.jobs.state import EXPIRED, cancel, move, release, retry_due
 from certctl_server.jobs.tables import Job
 from certctl_server.leader import Leadership, Stillness
 
 DUE_LANES = db.Sql("SELECT DISTINCT lane FROM job WHERE due_at IS NOT NULL AND due_at <= {now}")
+OUTLIVED = db.Sql(
+    """
+    SELECT j.id FROM job j JOIN certificate_version v ON v.id = j.version_id
+    WHERE j.type = 'Deployment' AND j.status IN ('Pending', 'Running', 'Failed') AND j.place IS NOT NULL
+        AND v.not_after <= {now}
+    """
+)
 NEXT_DUE = db.Sql("SELECT min(due_at) AS due_at FROM job WHERE due_at IS NOT NULL AND due_at > {now}")
 NEXT_RETRY = db.Sql("SELECT min(next_retry_at) AS due_at FROM job WHERE next_retry_at IS NOT NULL")
 AGENT = "agent:"
@@ -76,9 +86,14 @@ async def time_out(leadership: Leadership, awaiting_csr: timedelta, awaiting_app
     """End what nobody answered: a CSR that never came, an approval that nobody gave."""
     now = db.now()
     async with leadership.leading():
+        moved: list[db.Row] = []
+        if outlived := [row["id"] for row in await db.fetch(OUTLIVED)]:
+            moved += await cancel(Job.id.is_in(outlived), actor=SYSTEM, reason="the version has expired")
+            await db.fetch(CALLED_OFF, json.dumps(outlived))
         silent = (Job.scheduled_at < now - awaiting_csr) & (Job.csr_pem == "")
         text = "no agent answered with a CSR in time"
-        moved = await move(silent, JobState.AWAITING_CSR, JobState.FAILED, last_error=text)
+        for row in await move(silent, JobState.AWAITING_CSR, JobState.FAILED, last_error=text):
+            await order_failed(row["id"], JobType(row["type"]), row["certificate_id"], text, over=True)
         old = Job.scheduled_at < now - awaiting_approval
         waiting = (JobState.AWAITING_APPROVAL,)
         moved += await cancel(old, actor=SYSTEM, reason="nobody approved it in time", states=waiting)

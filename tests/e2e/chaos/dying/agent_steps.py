@@ -2,6 +2,8 @@
 
 import os
 
+# ruff: noqa: PLC0415  # loaded at the start of every Python of the environment, whatever it may import then
+
 
 def install():
     from certctl_agent import keys, unfinished

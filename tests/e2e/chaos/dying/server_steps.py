@@ -3,6 +3,8 @@
 import hashlib
 import os
 
+# ruff: noqa: PLC0415  # loaded at the start of every Python of the environment, whatever it may import then
+
 
 def install():
     from certctl_core import der
