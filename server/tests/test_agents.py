@@ -1,11 +1,9 @@
-import asyncio
 from datetime import timedelta
 
 import pytest
 from certctl_server import db
 from certctl_server.agents.health import status_of
 from certctl_server.agents.proof import presume
-from certctl_server.agents.tables import Agent
 from certctl_server.jobs.tables import Job
 from certctl_server.leader import Leadership
 from certctl_server.notices.tables import Notifier
@@ -251,9 +249,3 @@ async def test_an_agent_sees_neither_other_agents_nor_their_work(fleet):
     assert (await two.csr(id, "a.example")).status_code == 404
     assert (await two.http.get(f"{two.path}/certificates/{id}")).status_code == 404
     assert await two.work() == []
-
-
-async def test_two_beats_at_once_leave_one_agent(fleet):
-    machine = await fleet.machine("ag-1")
-    await asyncio.gather(*(machine.beat(boot_id=str(n)) for n in range(4)))
-    assert await Agent.count().where(Agent.id == "ag-1") == 1
