@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
+import itertools
+import socket
 import stat
+import threading
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 import pytest
 from certctl_agent import allowed, cli, identity
@@ -219,3 +224,55 @@ def test_without_anybody_to_agree_the_token_is_not_used_up(plane, tmp_path):
     assert code == 1
     assert "--yes" in said
     assert plane.tokens == {"secret-1"}
+
+
+@pytest.fixture
+def turning():
+    """Relay the first connection to one address and every later one to another."""
+    with contextlib.ExitStack() as closing, socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def pump(source, sink):
+            with contextlib.suppress(OSError):
+                while data := source.recv(65536):
+                    sink.sendall(data)
+                sink.shutdown(socket.SHUT_WR)
+
+        def relay(ports):
+            with contextlib.suppress(OSError):
+                for port in ports:
+                    inner = closing.enter_context(listener.accept()[0])
+                    outer = closing.enter_context(socket.create_connection(("127.0.0.1", port)))
+                    for pair in ((inner, outer), (outer, inner)):
+                        threading.Thread(target=pump, args=pair, daemon=True).start()
+
+        def start(first, later):
+            ports = itertools.chain([urlsplit(first).port], itertools.repeat(urlsplit(later).port))
+            threading.Thread(target=relay, args=(ports,), daemon=True).start()
+            return f"https://127.0.0.1:{listener.getsockname()[1]}"
+
+        yield start
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_man_in_the_middle_with_a_certificate_of_the_ca_file_gets_no_token(
+    serve, plane, secure, authority, turning, tmp_path
+):
+    other = Authority("another CA that the file names")
+    (tmp_path / "other").mkdir()
+    impostor = serve(plane, *other.server_files(tmp_path / "other", other.pem))
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes(authority.pem + other.pem)
+    url = turning(secure, impostor)
+    arguments = ("--server", url, "--token", f"secret-1.{authority.pin}", "--ca-file", str(roots), "--yes")
+    code, said = enroll(tmp_path / "state", *arguments)
+    assert (code, plane.seen, plane.tokens) == (1, [], {"secret-1"})
+    assert "certificate verify failed" in said
+
+
+def test_beside_a_pin_the_ca_file_is_what_is_trusted_afterwards(plane, secure, authority, tmp_path):
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes(Authority("another CA").pem + authority.pem)
+    arguments = ("--server", secure, "--token", f"secret-1.{authority.pin}", "--ca-file", str(roots), "--yes")
+    code, said = enroll(tmp_path / "state", *arguments)
+    assert code == 0, said
+    assert identity.load(tmp_path / "state").ca_file == str(roots)

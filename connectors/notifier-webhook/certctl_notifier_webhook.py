@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from certctl_core import hookimpl
-from certctl_core.config import ConnectorConfig
+from certctl_core.config import SECRET, ConnectorConfig
 from certctl_core.notifier import Notification, Notifier
 from certctl_core.run import Host, Run
 from certctl_sdk.http import Client, httpx
@@ -29,7 +29,9 @@ class WebhookConfig(ConnectorConfig):
 
     url: SecretStr = Field(description="Address to post to; all of it counts as a secret")
     secret: SecretStr | None = Field(None, description="Key of the signatures; without it nothing is signed")
-    headers: tuple[str, ...] = Field((), description="More headers to send, each as 'Name: value'")
+    headers: tuple[str, ...] = Field(
+        (), description="More headers to send, each as 'Name: value'", json_schema_extra=SECRET, repr=False
+    )
     authorization: SecretStr | None = Field(None, description="Value of the Authorization header")
 
     @field_validator("url")

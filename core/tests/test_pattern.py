@@ -3,7 +3,7 @@ import re
 import time
 
 import pytest
-from certctl_core.pattern import Pattern
+from certctl_core.pattern import Budget, Pattern, PatternTooSlow
 
 AGREED = [
     r"^[a-z0-9-]+(\.[a-z0-9-]+)*\.example\.com$",
@@ -31,7 +31,7 @@ def test_a_pattern_fits_what_python_says_it_fits(text):
     assert [t for t in texts if ours.fits(t) != bool(theirs.fullmatch(t))] == []
 
 
-@pytest.mark.parametrize("text", [r"(a+)+b", r"(a|a)*b", r"(.*a){20}b", r"([a-z]{0,20}){0,20}!"])
+@pytest.mark.parametrize("text", [r"(a+)+b", r"(a|a)*b", r"(.*a){20}b", r"([a-z]{0,17}){0,17}!"])
 def test_no_pattern_and_no_text_take_long(text):
     pattern, start = Pattern(text), time.process_time()
     assert not pattern.fits("a" * 2048)
@@ -70,3 +70,22 @@ def test_a_text_longer_than_any_name_fits_nothing():
 def test_what_cannot_be_run_in_bounded_time_or_read_is_refused_with_its_place(text, told):
     with pytest.raises(ValueError, match=told):
         Pattern(text)
+
+
+@pytest.mark.parametrize("text", ["(.?){330}.*", "((a?){30}){11}"])
+def test_a_pattern_that_reads_too_much_once_written_out_is_refused(text):
+    with pytest.raises(ValueError, match="too large once its repetitions"):
+        Pattern(text)
+
+
+def test_two_host_labels_of_any_length_are_not_too_much():
+    found = Pattern(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.[a-z0-9-]{1,63}\.example")
+    assert found.fits("a" * 63 + ".web.example")
+
+
+def test_a_budget_bounds_what_matching_costs():
+    budget = Budget(1000)
+    assert Pattern("a{3}").fits("aaa", budget)
+    assert 980 < budget.steps < 1000
+    with pytest.raises(PatternTooSlow):
+        Pattern("(.?){290}.*").fits("a" * 100, budget)

@@ -1,4 +1,5 @@
 import re
+import time
 from datetime import timedelta
 
 import pytest
@@ -162,3 +163,23 @@ def certify(make_cert):
 def test_a_certificate_is_held_against_every_rule(certify, profile, made, told):
     faults = check_certificate(Profile(**profile), certify(**made))
     assert [told in fault for fault in faults] == ([True] if told else [])
+
+
+def test_names_that_would_take_long_to_match_are_not_allowed_and_say_so():
+    profile = Profile(required_san_patterns=tuple(f"(.?){{{number}}}.*x" for number in range(200, 264)))
+    assert check_profile(profile) == {}
+    began = time.process_time()
+    [fault] = check_names(profile, normalise_sans([f"spiffe://{number}/{'b' * 2000}" for number in range(4)]))
+    assert "too long to match" in fault
+    assert time.process_time() - began < 1.5
+
+
+def test_many_names_under_usual_patterns_are_matched():
+    patterns = (r"([a-z0-9-]{1,63}\.)+in\.example", r"[a-z0-9-]+\.b\.example", r"[a-z0-9-]+\.example")
+    names = normalise_sans([f"web-{number}-with-a-name-like-that.example" for number in range(250)])
+    assert check_names(Profile(required_san_patterns=patterns), names) == []
+
+
+def test_a_profile_has_at_most_64_patterns():
+    told = check_profile(Profile(required_san_patterns=("x",) * 65))
+    assert told == {"required_san_patterns": "at most 64 patterns are possible"}

@@ -5,8 +5,7 @@ import hashlib
 import os
 from datetime import UTC, datetime
 
-from certctl_core import der, plugins
-from certctl_issuer_local.authority import Authority
+from certctl_core import der, plugins, signing
 from certctl_sdk.testing.crash import Steps
 from certctl_server import engine, sealing, start
 from certctl_server.certificates import versions
@@ -21,7 +20,7 @@ STEPS = {
     "claim": (runner, "claim"),
     "intent": (intents, "begin"),
     "save": (run, "save"),
-    "sign": (Authority, "sign"),
+    "sign": (signing, "signature"),
     "store": (issue, "store"),
     "end in the transaction": (versions, "end"),
     "deploy in the transaction": (versions, "deploy"),
@@ -33,7 +32,7 @@ STEPS = {
 
 def watch(journal):
     """Note when each order is worked on, and whatever is signed."""
-    work, sign = issue.issue, Authority.sign
+    work, sign = issue.issue, signing.signature
 
     async def noted_work(attempt):
         told = {"job": attempt.job.id, "fence": attempt.job.fence}
@@ -43,12 +42,12 @@ def watch(journal):
         finally:
             journal.note("left", **told)
 
-    def noted_sign(self, tbs_der):
+    def noted_sign(ca_key, tbs_der):
         key = hashlib.sha256(der.children(tbs_der)[6].whole).hexdigest()
         journal.note("signed", key=key, tbs=hashlib.sha256(tbs_der).hexdigest())
-        return sign(self, tbs_der)
+        return sign(ca_key, tbs_der)
 
-    issue.issue, Authority.sign = noted_work, noted_sign
+    issue.issue, signing.signature = noted_work, noted_sign
 
 
 async def main():

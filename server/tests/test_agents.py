@@ -240,6 +240,18 @@ async def test_a_key_that_was_rotated_lasts_until_the_new_one_is_used(fleet):
     assert (await machine.http.post(f"{machine.path}/heartbeat", json={})).status_code == 401
 
 
+async def test_the_trail_names_the_keys_of_a_rotation_and_the_id_of_a_token(fleet):
+    machine = await fleet.machine("ag-1")
+    await machine.http.post(f"{machine.path}/rotate-key")
+    token = await fleet.post("agents/tokens", name="t")
+    keys = await db.fetch(db.Sql("SELECT id, replaces FROM api_key WHERE agent_id = 'ag-1' ORDER BY created_at"))
+    [rotated] = (await fleet.get("audit?action=key_rotated"))["data"]
+    assert (rotated["resource_type"], rotated["resource_id"]) == ("api_key", keys[0]["id"])
+    assert rotated["details"] == {"new_key": keys[1]["id"], "agent_id": "ag-1"}
+    [made] = (await fleet.get("audit?action=enrolment_token_created"))["data"]
+    assert (made["resource_id"], made["details"]) == (token["id"], {"name": "t", "max_uses": 1})
+
+
 async def test_an_agent_sees_neither_other_agents_nor_their_work(fleet):
     one, two = await fleet.machine("ag-1"), await fleet.machine("ag-2")
     id = await fleet.certificate("a.example", targets=[await fleet.target("tgt", one)])

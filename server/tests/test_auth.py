@@ -1,3 +1,4 @@
+import json
 import re
 from datetime import timedelta
 
@@ -152,6 +153,26 @@ async def test_rotation_never_makes_a_key_live_longer(ctx):
     rows = await ApiKey.select(ApiKey.expires_at)
     assert {row["expires_at"] for row in rows} == {soon}
     assert new.replaces == old.id
+
+
+@pytest.mark.parametrize("again", ["the same", "its successor"])
+async def test_a_second_rotation_keeps_the_end_and_ends_the_unused_successor(connect, ctx, again):
+    old, old_key = await create_key("ada", Role.OPERATOR, expires_at=ctx.clock() + timedelta(days=90))
+    assert await status(connect, old_key) == 200
+    first, first_key = await rotate_key(old.id, ctx.clock())
+    second, second_key = await rotate_key(old.id if again == "the same" else first.id, ctx.clock())
+    assert (second.expires_at, second.replaces) == (old.expires_at, old.id)
+    assert [await status(connect, key) for key in (first_key, old_key)] == [401, 200]
+    ctx.clock.ahead = timedelta(days=2)
+    assert [await status(connect, key) for key in (old_key, second_key)] == [401, 200]
+    assert first.expires_at == old.expires_at
+
+
+async def test_a_key_without_end_has_successors_without_end(ctx):
+    old, _ = await create_key("ada", Role.OPERATOR)
+    for _ in range(3):
+        new, _ = await rotate_key(old.id, ctx.clock())
+        assert new.expires_at is None
 
 
 async def test_a_key_that_has_ended_is_neither_rotated_nor_ended(ctx):
@@ -356,8 +377,10 @@ async def test_an_admin_makes_lists_rotates_and_ends_keys(client, connect):
     assert await status(connect, body["key"]) == 401
     assert (await client.delete(f"{KEYS}/{body['id']}")).status_code == 404
     assert (await client.get(KEYS, params={"role": "viewer"})).json()["total"] == 1
-    events = await AuditEvent.select(AuditEvent.action).where(AuditEvent.resource_type == "api_key")
+    events = await AuditEvent.select().where(AuditEvent.resource_type == "api_key").order_by(AuditEvent.number)
     assert [event["action"] for event in events] == ["key_created", "key_rotated", "key_deleted"]
+    assert {event["resource_id"] for event in events} == {body["id"]}
+    assert json.loads(events[1]["details"]) == {"new_key": rotated.json()["id"]}
 
 
 async def test_the_keys_are_walked_like_any_list(client):

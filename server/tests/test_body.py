@@ -1,3 +1,4 @@
+import json
 from datetime import UTC, datetime
 from enum import StrEnum
 from http import HTTPStatus
@@ -6,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 from certctl_server.body import ID, Name, Time, ignored_header, read
-from certctl_server.errors import Refused
+from certctl_server.errors import Refused, envelope
 
 
 class Colour(StrEnum):
@@ -31,6 +32,7 @@ class Thing(msgspec.Struct):
     config: dict[str, Any] = {}
     until: Time | None = None
     text: str = ""
+    few: Annotated[list[str], msgspec.Meta(max_length=3)] | None = None
 
 
 def create(**body):
@@ -171,3 +173,32 @@ def test_an_alias_stands_for_the_key_unless_that_is_there():
 def test_an_empty_body_is_an_empty_object(raw):
     assert read(raw, Thing, whole=False) == ({}, [])
     assert faults(raw) == {"name": "required"}
+
+
+def answered(raw):
+    with pytest.raises(Refused) as refused:
+        read(raw, Thing, whole=True)
+    return envelope({"state": {}}, refused.value)
+
+
+def test_a_small_body_with_many_faults_makes_a_small_answer():
+    inner = '["' + '","'.join(["\\u0000"] * 3001) + '"]'
+    for number in range(25):
+        inner = '{"' + chr(97 + number) * 4000 + '":' + inner + "}"
+    raw = f'{{"name": "x", "config": {inner}}}'.encode()
+    assert len(answered(raw)) < 100_000
+
+
+def test_after_a_hundred_faults_no_more_are_told():
+    details = json.loads(answered(msgspec.json.encode({"name": "x", "sizes": [0] * 5_000})))["details"]
+    assert [each["field"] for each in details] == [*(f"sizes[{number}]" for number in range(100)), "and more"]
+    assert len(faults({"name": "x", "sizes": [0] * 5_000})) == 101
+
+
+def test_a_list_that_is_too_long_is_not_looked_into():
+    assert faults({"name": "x", "few": [1] * 500_000}) == {"few": "Expected `array` of length <= 3"}
+
+
+def test_what_a_fault_repeats_of_a_value_is_cut():
+    [told] = json.loads(answered(msgspec.json.encode({"name": "x", "colour": "y" * 100_000})))["details"]
+    assert len(told["message"]) <= 300

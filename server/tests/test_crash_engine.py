@@ -25,7 +25,7 @@ from certctl_server.rules.tables import RenewalPolicy
 
 PROGRAM = Path(__file__).with_name("crashing_engine.py")
 MAIN_FLOW = ("claim", "intent", "save", "sign", "store", "end in the transaction", "deploy in the transaction")
-AROUND_IT = ("take over", "lead", "seal")
+AROUND_IT = ("lead", "seal")
 ANY_MOMENT = "at any moment"
 PATIENCE = 60
 DUE = db.Sql("SELECT count(*) AS n FROM job WHERE due_at IS NOT NULL")
@@ -120,12 +120,15 @@ async def new_order(number):
 
 def drawn(dice, kills):
     """Return how each process dies: at every step of the flow, before and after, and the rest at any moment."""
-    steps = [Death(step, when) for step in (*MAIN_FLOW, *AROUND_IT) for when in ("before", "after")]
+    sides = ("before", "after")
+    steps = [Death(step, when) for step in (*MAIN_FLOW, *AROUND_IT) for when in sides]
     while len(steps) < kills * 4 // 5:
-        turn = dice.randint(1, 3)
-        steps.append(Death(dice.choice(MAIN_FLOW), dice.choice(("before", "after")), turn))
-    deaths = [*steps, *[ANY_MOMENT] * max(2, kills - len(steps))]
+        steps.append(Death(dice.choice(MAIN_FLOW), dice.choice(sides), dice.randint(1, 3)))
+    deaths = [*steps, *[ANY_MOMENT] * max(2, kills - len(steps) - len(sides))]
     dice.shuffle(deaths)
+    # There is something to take over only while somebody else goes on dying.
+    deaths[len(deaths) // 2 : len(deaths) // 2] = [Death("take over", "before")]
+    deaths[:0] = [Death("take over", "after")]
     return deaths
 
 
@@ -134,14 +137,14 @@ async def killed_again_and_again(engines, deaths, dice, orders):
     left, died = list(deaths), Counter()
     busy = list(engines)
     for engine in busy:
-        engine.start(left.pop(), dice.uniform(0, 0.5))
+        engine.start(left.pop(0), dice.uniform(0, 0.5))
     while busy:
         for engine in list(busy):
             if engine.ended():
                 assert engine.reap() == -signal.SIGKILL
                 died[str(engine.death)] += 1
                 if left:
-                    engine.start(left.pop(), dice.uniform(0, 0.5))
+                    engine.start(left.pop(0), dice.uniform(0, 0.5))
                 else:
                     busy.remove(engine)
             assert engine.age < PATIENCE, f"it never came to die {engine.death}"

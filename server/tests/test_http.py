@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import sqlite3
+from datetime import datetime
 from uuid import UUID
 
 import pytest
@@ -12,11 +13,13 @@ from certctl_server import app as assembly
 from certctl_server import db
 from certctl_server.agents.tables import Agent
 from certctl_server.app import make_app
+from certctl_server.audit.record import Actor, Event
 from certctl_server.audit.tables import AuditEvent
 from certctl_server.auth.keys import create_key
 from certctl_server.auth.principal import Req
 from certctl_server.auth.roles import OWN_AGENT, Role
 from certctl_server.http.asked import is_head, mark_idle
+from certctl_server.http.calls import CallLog
 from certctl_server.http.client_address import client_address
 from certctl_server.http.rate import RateLimiter
 from certctl_server.settings import RateLimit, Settings
@@ -29,7 +32,7 @@ TEAMS = "/api/v1/teams"
 @pytest.fixture
 def calls(app):
     async def recorded():
-        await app.calls.flush()
+        await app.calls.flush(last=True)
         rows = await AuditEvent.select().where(AuditEvent.resource_type == "api").order_by(AuditEvent.number)
         return [{**row, "details": json.loads(row["details"])} for row in rows]
 
@@ -211,6 +214,35 @@ class TestUnderARateLimit:
         statuses = [(await connect(f"guess-{n}").get(TEAMS)).status_code for n in range(5)]
         assert statuses == [401, 401, 401, 429, 429]
 
+    async def test_calls_that_lead_nowhere_count_against_the_address(self, connect, settings):
+        statuses = [
+            (await connect().get("/api/v1/none")).status_code,
+            (await connect().patch(TEAMS)).status_code,
+            (await connect().get(f"{TEAMS}/a%00b")).status_code,
+            (await connect().get("/api/v1/none")).status_code,
+            (await connect().post(TEAMS, content=b" " * (settings.max_body_size + 1))).status_code,
+        ]
+        assert statuses == [404, 405, 400, 429, 429]
+        answer = await connect().get("/api/v1/none")
+        assert (answer.json()["message"], int(answer.headers["Retry-After"]) > 0) == ("Rate limit exceeded", True)
+        assert (await connect().get(TEAMS)).status_code == 429
+
+    async def test_calls_that_lead_nowhere_are_one_row_an_address_and_minute(self, connect, calls):
+        long = "/api/v1/" + "x" * 50_000
+        for _ in range(5):
+            await connect().get(long)
+        [row] = await calls()
+        minute = row["details"].pop("minute")
+        assert row["details"] == {
+            "method": "GET",
+            "path": long[:512],
+            "status": 404,
+            "remote_addr": "127.0.0.1",
+            "calls": 5,
+        }
+        assert (row["actor"], row["action"], row["resource_id"]) == ("anonymous", "api_refused", long[:255])
+        assert datetime.fromisoformat(f"{minute}:00Z")
+
     async def test_liveness_is_never_limited(self, connect):
         for path in ("/health", "/ready"):
             assert {(await connect().get(path)).status_code for _ in range(6)} == {200}
@@ -314,6 +346,28 @@ async def test_polls_that_find_nothing_are_one_row_an_hour(ctx, monkeypatch):
     rows = await AuditEvent.select(AuditEvent.resource_id, AuditEvent.actor).order_by(AuditEvent.number)
     assert [row["resource_id"].rpartition("/")[2] for row in rows] == ["heartbeat", "work", "work", "work"]
     assert {row["actor"] for row in rows} == {"ag-1"}
+
+
+def _called(address, path="/x"):
+    details = {"method": "GET", "path": path, "status": 404, "remote_addr": address}
+    return Event(Actor("anonymous"), "api_get", "api", path, details)
+
+
+async def test_strangers_never_push_out_calls_with_a_key(database):
+    log = CallLog()
+    for number in range(40_000):
+        log.add_stranger(_called(f"10.0.{number % 3}.1"))
+    for number in range(2_000):
+        log.count(_called(f"10.1.{number // 250}.{number % 250}"))
+    for _ in range(10_000):
+        log.add(Event(Actor("ada"), "api_get", "api", "/y"))
+    await log.flush(last=True)
+    await log.flush(last=True)
+    rows = await AuditEvent.select(AuditEvent.actor, AuditEvent.action, AuditEvent.details)
+    assert sum(row["actor"] == "ada" for row in rows) == 10_000
+    assert sum(row["action"] == "api_get" for row in rows if row["actor"] == "anonymous") == 5_000
+    counted = {told["remote_addr"]: told["calls"] for row in rows if (told := json.loads(row["details"])).get("calls")}
+    assert (len(counted), sum(counted.values())) == (1_001, 37_000)
 
 
 async def test_calls_that_wait_are_written_when_the_server_stops(app, client, calls):

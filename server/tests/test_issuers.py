@@ -125,10 +125,10 @@ async def test_empty_texts_count_as_missing(client):
     assert (issuer["status"], issuer["config"]["provisioner_password"]) == ("incomplete", "")
 
 
-async def test_unknown_keys_are_kept_and_named(client):
+async def test_unknown_keys_are_kept_named_and_shown_to_nobody(client):
     issuer = await ready(client)
     changed = (await client.put(f"{PATH}/iss-1", json={"config": {"colour": "red"}})).json()
-    assert (changed["status"], changed["config"]["colour"], changed["config_warnings"]) == ("ready", "red", ["colour"])
+    assert (changed["status"], changed["config"]["colour"], changed["config_warnings"]) == ("ready", HIDDEN, ["colour"])
     assert "config_warnings" not in issuer
 
 
@@ -169,6 +169,28 @@ async def test_options_merge_and_each_change_is_a_new_version(client, ctx):
     assert (removed["status"], removed["config"]) == ("incomplete", {"ca_url": "http://127.0.0.1:1"})
 
 
+@pytest.mark.parametrize("password", [None, HIDDEN], ids=["left out", "hidden"])
+@pytest.mark.parametrize(
+    "change", [{"config": {"ca_url": "https://evil.example"}}, {"type": "Plain"}], ids=["address", "type"]
+)
+async def test_a_kept_secret_never_goes_to_another_address(client, change, password):
+    await ready(client)
+    body = {"config": {}, **change}
+    if password:
+        body["config"] = {**body["config"], "provisioner_password": password}
+    answer = await client.put(f"{PATH}/iss-1", json=body)
+    assert (answer.status_code, fields(answer)) == (400, ["config.provisioner_password"])
+    assert "must be sent again" in answer.text
+    body["config"] = {**body["config"], "provisioner_password": "pass-w0rd"}
+    assert (await client.put(f"{PATH}/iss-1", json=body)).status_code == 200
+
+
+async def test_the_same_address_again_is_no_other_address(client):
+    issuer = await ready(client)
+    body = {"type": "step-ca", "config": {"ca_url": issuer["config"]["ca_url"], "provisioner_password": HIDDEN}}
+    assert (await client.put(f"{PATH}/iss-1", json=body)).status_code == 200
+
+
 async def test_the_sealed_secret_of_another_issuer_is_not_taken(client):
     await ready(client)
     [row] = await db.fetch(STORED, "iss-1")
@@ -203,7 +225,8 @@ async def test_limits_are_kept_and_bound_the_lane(client):
 async def test_the_type_of_an_issuer_in_use_stays_and_it_is_not_deleted(client):
     await ready(client)
     await certificate("mc-1")
-    assert (await client.put(f"{PATH}/iss-1", json={"type": "Plain"})).status_code == 409
+    body = {"type": "Plain", "config": {"provisioner_password": None}}
+    assert (await client.put(f"{PATH}/iss-1", json=body)).status_code == 409
     assert (await client.put(f"{PATH}/iss-1", json={"type": "step-ca"})).status_code == 200
     assert (await client.delete(f"{PATH}/iss-1")).status_code == 409
     await Certificate.delete(force=True)
@@ -217,6 +240,17 @@ async def test_the_type_of_an_issuer_in_use_stays_and_it_is_not_deleted(client):
 async def test_the_servers_own_ca_stays(client):
     await made(client, id="iss-local", type="GenericCA", config={})
     assert (await client.delete(f"{PATH}/iss-local")).status_code == 409
+
+
+@pytest.mark.parametrize("body", [{"enabled": False}, {"type": "ACME"}], ids=["enabled", "type"])
+async def test_the_servers_own_ca_is_neither_disabled_nor_made_another_type(client, body):
+    await made(client, id="iss-local", type="GenericCA", config={})
+    answer = await client.put(f"{PATH}/iss-local", json=body)
+    assert (answer.status_code, "server's own certificate" in answer.json()["message"]) == (409, True)
+    shown = (await client.get(f"{PATH}/iss-local")).json()
+    assert (shown["enabled"], shown["type"]) == (True, "GenericCA")
+    same = {"enabled": True, "type": "local", "name": "Ours"}
+    assert (await client.put(f"{PATH}/iss-local", json=same)).status_code == 200
 
 
 async def test_a_disabled_issuer_renews_nothing_until_it_is_enabled(client):

@@ -1,24 +1,30 @@
 import asyncio
 import json
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from certctl_core import plugins
+from certctl_core.issuer import IssueRequest
 from certctl_core.job import JobState, JobType
+from certctl_core.run import LeaseLost
 from certctl_core.x509 import read_certificate, read_csr
 from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db
+from certctl_server.agents.tables import Agent
 from certctl_server.audit.record import SYSTEM
 from certctl_server.certificates.create import Wanted, create
-from certctl_server.certificates.orders import Order, order
+from certctl_server.certificates.orders import Order, give_csr, order
 from certctl_server.certificates.status import settle
+from certctl_server.connectors.run import JobRun
 from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs import bell, intents
 from certctl_server.jobs.runner import Runner
-from certctl_server.jobs.state import claim, release
+from certctl_server.jobs.state import claim, end, move, release, save
 from certctl_server.jobs.tables import Job
 from certctl_server.people.tables import Owner, Team
 from certctl_server.rules.tables import RenewalPolicy
+from certctl_server.targets.tables import Target
 
 
 @pytest.fixture
@@ -112,9 +118,6 @@ async def test_an_interrupted_order_signs_the_same_bytes_again(runner, ctx):
     [job] = await claim("dead", "issuer:iss-local", limit=1, lease=ctx.settings.job.lease)
     csr = read_csr(job.csr_pem)
     await intents.begin(job, csr)
-    from certctl_server.connectors.run import JobRun
-    from certctl_core.issuer import IssueRequest
-
     issuer = await runner.instances.issuer("iss-local")
     run = JobRun(job, db.now(), runner.loop)
     first = await runner.loop.call(lambda: issuer.issue(IssueRequest(csr_pem=csr.pem), run))
@@ -127,8 +130,35 @@ async def test_an_interrupted_order_signs_the_same_bytes_again(runner, ctx):
     assert len(await db.fetch(db.Sql("SELECT * FROM intent"))) == 1
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["offered", "failed, to be tried again"])
+async def test_a_newer_version_calls_off_the_deployment_of_the_older_one(runner, waits):
+    times = {"created_at": db.now(), "updated_at": db.now()}
+    await Agent.insert(Agent(id="ag", name="ag", registered_at=db.now(), **times))
+    await Target.insert(Target(id="tgt", name="tgt", type="NGINX", status="ready", agent_id="ag", **times))
+    id, job_id = await create(wanted("a.example", target_ids=("tgt",)), SYSTEM)
+    for _ in range(2):
+        csr = read_csr(csr_pem("a.example"))
+        await give_csr([job_id], csr.pem, csr.sha256)
+        await until(lambda job_id=job_id: job_in(job_id, "Completed"))
+        if waits:
+            await tried_in_vain()
+        [renewal] = await order([id], Order(type=JobType.RENEWAL), SYSTEM)
+        job_id = renewal.id
+    deployments = await Job.select().where(Job.type == "Deployment").order_by(Job.created_at)
+    old, new = [(job["status"], job["last_error"]) for job in deployments]
+    assert old == ("Cancelled", "superseded by a newer version")
+    assert new == (("Failed", "in vain") if waits else ("Pending", ""))
+
+
+async def tried_in_vain():
+    deploys = Job.type == "Deployment"
+    await move(deploys, JobState.PENDING, JobState.RUNNING)
+    later = db.now() + timedelta(hours=1)
+    await move(deploys, JobState.RUNNING, JobState.FAILED, last_error="in vain", next_retry_at=later)
+
+
 async def test_one_place_takes_one_open_order_however_often_it_is_asked(runner):
-    id, job_id = await create(wanted("a.example"), SYSTEM)
+    id, _ = await create(wanted("a.example"), SYSTEM)
     made = await asyncio.gather(*(order([id], Order(type=JobType.RENEWAL), SYSTEM) for _ in range(5)))
     assert [len(jobs) for jobs in made] == [0] * 5
     await settle([id])
@@ -162,9 +192,6 @@ async def test_a_job_that_loses_its_owner_three_times_fails_as_crashed(runner, c
 
 
 async def test_a_stale_owner_can_neither_save_nor_finish(runner, ctx):
-    from certctl_core.run import LeaseLost
-    from certctl_server.jobs.state import end, save
-
     bell.connect(None, None)
     _, job_id = await ordered("a.example")
     lease = ctx.settings.job.lease

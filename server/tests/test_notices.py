@@ -4,10 +4,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from certctl_core.config import ConnectorConfig
 from certctl_core.notifier import Notifier as NotifierConnector
+from certctl_notifier_webhook import WebhookNotifier
 from certctl_sdk.http import Client
 from certctl_sdk.testing.http_peer import HttpPeer, Reply
 from certctl_server import db
 from certctl_server.audit.tables import AuditEvent
+from certctl_server.connectors.config import unseal
 from certctl_server.connectors.run import CallRun
 from certctl_server.jobs.state import claim
 from certctl_server.jobs.tables import Job
@@ -85,6 +87,22 @@ async def test_a_notifier_gets_every_event_unless_it_chooses(client):
     assert changed.json()["events"] == ["Revocation"]
     for events in ([], ["Birthday"]):
         assert (await client.put(f"{NOTIFIERS}/nt-1", json={"events": events})).status_code == 400
+
+
+async def test_headers_of_a_webhook_are_sealed_hidden_and_kept(client, ctx):
+    ctx.plugins.notifiers["Webhook"] = WebhookNotifier
+    headers = ["Authorization: Bearer s3cret", "X-Team: platform"]
+    config = {"url": "https://hook.example/a", "headers": headers}
+    made = await client.post(NOTIFIERS, json={"id": "nt-1", "name": "x", "type": "Webhook", "config": config})
+    hidden = {"url": "********", "headers": ["********", "********"]}
+    assert (made.status_code, made.json()["config"], made.json()["status"]) == (201, hidden, "ready")
+    answer = await client.put(f"{NOTIFIERS}/nt-1", json={"config": hidden})
+    assert (answer.status_code, answer.json()["config"]) == (200, hidden)
+    [row] = await db.fetch(db.Sql("SELECT config FROM notifier WHERE id = 'nt-1'"))
+    assert "s3cret" not in row["config"]
+    assert unseal(json.loads(row["config"]), ctx.cipher, "notifier|nt-1|config") == config
+    moved = await client.put(f"{NOTIFIERS}/nt-1", json={"config": {"url": "https://evil.example/"}})
+    assert (moved.status_code, [each["field"] for each in moved.json()["details"]]) == (400, ["config.headers"])
 
 
 async def test_an_event_is_told_once_to_each_channel_that_subscribed(client):

@@ -32,7 +32,7 @@ WRONG = {
 def test_without_a_variable_the_documented_defaults_hold():
     found = read({})
     assert (found.server.host, found.server.port, found.server.tls) == ("127.0.0.1", 8080, "off")
-    assert (found.pki.http_port, found.max_body_size, found.database.max_conns) == (8081, 1_048_576, 25)
+    assert (found.max_body_size, found.database.max_conns) == (1_048_576, 25)
     assert (found.rate_limit.enabled, found.rate_limit.rps, found.rate_limit.burst) == (True, 50, 100)
     assert (found.auth.type, found.agent_keys, found.keygen_mode) == ("api-key", "required", "agent")
     assert (found.log.level, found.log.format) == ("info", "json")
@@ -132,11 +132,10 @@ def test_every_bind_off_loopback_speaks_tls_unless_told_otherwise(given, tls):
     [
         ({"CERTCTL_DATABASE_URL": "sqlite:///tmp/x.db"}, True),
         ({"CERTCTL_DATABASE_URL": "postgres://db/certctl"}, False),
-        ({"CERTCTL_BROKER_URL": "redis://broker"}, False),
     ],
-    ids=["sqlite", "postgres", "broker"],
+    ids=["sqlite", "postgres"],
 )
-def test_one_process_is_embedded_only_without_database_server_and_broker(environ, embedded):
+def test_one_process_is_embedded_only_without_a_database_server(environ, embedded):
     assert read(environ).embedded is embedded
 
 
@@ -158,6 +157,32 @@ def test_variables_that_do_nothing_here_are_told():
         "PATH": "/bin",
     }
     assert unused(environ) == ["CERTCTL_EGRES_ALLOW", "CERTCTL_EST_ENABLED"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("CERTCTL_KEYGEN_MODE", "server"), ("CERTCTL_BROKER_URL", "redis://broker")],
+)
+def test_what_is_not_built_yet_and_would_be_missed_stops_the_start(variable, value):
+    with pytest.raises(MisconfiguredError, match=variable):
+        read({variable: value})
+
+
+@pytest.mark.parametrize("name", ["PKI_HTTP_PORT", "PKI_BASE_URL", "SCHEDULER_NOTIFICATION_PROCESS_INTERVAL"])
+def test_what_is_not_built_yet_is_told(name):
+    environ = {f"CERTCTL_{name}": "1"}
+    read(environ)
+    assert unused(environ) == [f"CERTCTL_{name}"]
+
+
+def test_only_secrets_come_from_files(tmp_path):
+    (tmp_path / "given").write_text("1234")
+    environ = {
+        f"CERTCTL_{name}_FILE": str(tmp_path / "given")
+        for name in ("SERVER_PORT", "DATA_DIR", "DATABASE_URL", "API_KEYS_NAMED", "CONFIG_ENCRYPTION_KEY", "API_KEY")
+    }
+    assert unused(environ) == ["CERTCTL_DATA_DIR_FILE", "CERTCTL_SERVER_PORT_FILE"]
+    assert read({"CERTCTL_SERVER_PORT_FILE": environ["CERTCTL_SERVER_PORT_FILE"]}).server.port == 8080
 
 
 def test_no_two_settings_share_a_variable():

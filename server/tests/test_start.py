@@ -216,11 +216,10 @@ def test_what_is_less_safe_than_it_could_be_is_said(caplog):
         auth={"type": "none"},
         agent_keys="optional",
         server={"host": "0.0.0.0", "tls_mode": "off"},
-        keygen_mode="server",
     )
     start.warn(unsafe, {"CERTCTL_EST_ENABLED": "true"})
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    for variable in ("AUTH_TYPE=none", "AGENT_KEYS=optional", "TLS_MODE=off", "KEYGEN_MODE=server"):
+    for variable in ("AUTH_TYPE=none", "AGENT_KEYS=optional", "TLS_MODE=off"):
         assert any(variable in line for line in said)
     assert [record.variable for record in caplog.records if hasattr(record, "variable")] == ["CERTCTL_EST_ENABLED"]
     caplog.clear()

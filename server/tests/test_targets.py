@@ -117,6 +117,41 @@ async def test_commands_that_a_shell_would_act_on_are_unsafe(client, agents, com
 
 
 @pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"Reload_Command": "nginx; id"}, "config.Reload_Command"),
+        ({"x": {"RELOAD_COMMAND": "nginx; id"}}, "config.x.RELOAD_COMMAND"),
+        ({"reload_command": ["nginx", "$(id)"]}, "config.reload_command[1]"),
+        ({"x": [{"test_command": {"run": "a | b"}}]}, "config.x[0].test_command.run"),
+        ({"validateCommand": "a | b"}, "config.validateCommand"),
+    ],
+    ids=["another case", "nested", "a list", "deep in a list", "no underscore"],
+)
+@pytest.mark.parametrize("type_", ["NGINX", "HAProxy"], ids=["installed", "not installed"])
+async def test_commands_are_found_in_any_case_and_at_any_depth(client, agents, config, field, type_):
+    answer = await client.post(PATH, json={"name": "x", "type": type_, "agent_id": "ag-1", "config": config})
+    assert answer.status_code == 400
+    assert field in fields(answer)
+
+
+async def test_an_option_that_is_known_in_another_case_is_told_its_spelling(client, agents):
+    body = {"name": "x", "type": "NGINX", "agent_id": "ag-1", "config": {"Reload_Command": "nginx -s reload"}}
+    answer = await client.post(PATH, json=body)
+    assert answer.json()["details"] == [{"field": "config.Reload_Command", "message": "is spelt reload_command"}]
+
+
+@pytest.mark.parametrize("key", ["type", "agent_id"])
+async def test_a_target_that_moves_takes_no_secret_along(client, agents, key):
+    body = {"name": "x", "type": "NGINX", "agent_id": "ag-1", "config": {"token": "s3cret"}}
+    made = (await client.post(PATH, json=body)).json()
+    move = {"agent_id": "ag-2"} if key == "agent_id" else {"type": "HAProxy"}
+    answer = await client.put(f"{PATH}/{made['id']}", json=move)
+    assert (answer.status_code, fields(answer)) == (400, ["config.token"])
+    again = await client.put(f"{PATH}/{made['id']}", json=move | {"config": {"token": "s3cret"}})
+    assert again.status_code == 200
+
+
+@pytest.mark.parametrize(
     ("query", "ids"),
     [
         ("status=ready", ["tgt-1"]),

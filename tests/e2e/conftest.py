@@ -145,7 +145,7 @@ class Server(Program):
                 "CERTCTL_CONFIG_ENCRYPTION_KEY": os.urandom(32).hex(),
                 "CERTCTL_AUTH_SECRET": ADMIN,
             }
-        self._key = ADMIN if "CERTCTL_AUTH_SECRET" in where else None
+        self.key = ADMIN if "CERTCTL_AUTH_SECRET" in where else ""
         super().__init__("server", ["certctl", "up", "--port", self.port], root, where | environ)
         self._http = None
 
@@ -155,11 +155,12 @@ class Server(Program):
         wait(lambda: not self.running or self.ready(), "/ready to answer 200", START_SECONDS, 0.02)
         assert self.running, "the server ended instead of serving"
         if self._http is None and not terminal:
-            self.speak(key or self._key or (self.data_dir / "admin-key").read_text().strip())
+            self.speak(key or self.key or (self.data_dir / "admin-key").read_text().strip())
         return self
 
     def speak(self, key):
         """Call the API with this key from now on."""
+        self.key = key
         if self._http is not None:
             self._http.close()
         self._http = self.client(key)
@@ -472,13 +473,14 @@ class Stage:
         """Make a client of ``nginx``."""
         return Visitor(nginx.port, name, root_pem)
 
-    def run(self, program, *arguments, **options):
-        """Run one of our commands to its end, on ``program``'s environment; return what came of it."""
+    def run(self, program, *arguments, code=0, **environ):
+        """Run one of our commands to its end, on ``program``'s environment and more; return what came of it."""
         command = [str(BIN / arguments[0]), *map(str, arguments[1:])]
+        environ = program.environ | environ
         done = subprocess.run(
-            command, env=program.environ, cwd=self.root, capture_output=True, text=True, check=False, timeout=60
+            command, env=environ, cwd=self.root, capture_output=True, text=True, check=False, timeout=60
         )
-        assert done.returncode == options.get("code", 0), done.stdout + done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
         return done
 
 

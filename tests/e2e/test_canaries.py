@@ -84,7 +84,7 @@ class Teller:
 @pytest.fixture
 def tell(server, canaries):
     """Make calls; at the end nothing that was said anywhere may hold a canary."""
-    with server.client((server.data_dir / "admin-key").read_text().strip()) as http:
+    with server.client(server.key) as http:
         teller = Teller(http)
         yield teller
         for path in LISTS:
@@ -163,6 +163,7 @@ WRONG = {
     "a number": lambda secret: {"url": 7, "secret": secret, "authorization": [secret]},
     "no address": lambda secret: {"url": secret, "secret": {"deep": secret}},
     "a header": lambda secret: {"url": CLOSED, "headers": {"X-Key\n": secret}, "secret": secret},
+    "unknown keys": lambda secret: {"url": f"{CLOSED}/{secret}", "token": secret, "secrets": [secret]},
     "a list for a text": lambda secret: {"url": f"{CLOSED}/{secret}", "secret": [secret]},
     "a sealed text": lambda secret: {"url": f"{CLOSED}/{secret}", "secret": f"sealed:1:{'0' * 16}:{secret}"},
     "not an object": lambda secret: secret,

@@ -110,7 +110,8 @@ def assert_the_audit_trail_tells_it(server, certificate, agent):
 
 def test_the_command_line_walks_the_same_way(stage, server, agent, nginx, waiting):
     def certctl(*arguments):
-        return json.loads(stage.run(server, "certctl", "--format", "json", *arguments).stdout)
+        access = {"CERTCTL_SERVER_URL": server.url, "CERTCTL_API_KEY": server.key}
+        return json.loads(stage.run(server, "certctl", "--format", "json", *arguments, **access).stdout)
 
     options = {"cert_path": nginx.cert, "key_path": nginx.key, "validate_command": "nginx-check"}
     options |= {"reload_command": "nginx-reload", "host": "127.0.0.1", "port": nginx.port}

@@ -60,7 +60,7 @@ def test_a_second_start_is_quick_and_finds_everything_as_it_was(server):
     for name in ("admin-key", "enrol-token"):
         (server.data_dir / name).unlink()
     took = []
-    for _ in range(3):  # the quickest counts: others may be at work on this machine
+    while not took or (took[-1] >= SECOND_START_SECONDS and len(took) < 4):  # others may be at work on this machine
         assert server.end(signal.SIGTERM) == 0
         begin = time.monotonic()
         server.start()

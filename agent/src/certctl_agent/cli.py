@@ -171,13 +171,14 @@ def _enroll(source: settings.Source, wishes: _Wishes) -> tuple[identity.Identity
     private.make_directory(state_dir)
     local = url == client.url.rstrip("/") and not source.text("CERTCTL_SERVER_URL")
     given = source.text("CERTCTL_SERVER_CA_FILE", client.ca_file if local else "")
-    ca_file = enrol.pinned_ca(url, secret, Path(given).absolute() if given else None, state_dir)
-    context = tls.trusting(ca_file) if url.startswith("https:") else None
+    ca_file = Path(given).absolute() if given else None
+    pinned = enrol.pinned_ca(url, secret, ca_file, state_dir)
+    context = tls.trusting(pinned) if url.startswith("https:") else None
     called = wishes.name or source.text("CERTCTL_AGENT_NAME", socket.gethostname())
     with contextlib.closing(Server(url, key=secret.secret, tls=context)) as server:
         who = asyncio.run(enrol.register(server, called, url))
     # A server on this machine may move to another port: its client.toml is asked again at each start.
-    where = {} if local else {"server": url, "ca_file": str(ca_file or "")}
+    where = {} if local else {"server": url, "ca_file": str(ca_file or pinned or "")}
     enrolled = dataclasses.replace(who, config=str(config), **where)
     identity.save(state_dir, enrolled)
     if wanted:

@@ -48,7 +48,10 @@ def read_token(text: str) -> Token:
 
 
 def pinned_ca(url: str, token: Token, ca_file: Path | None, state_dir: Path) -> Path | None:
-    """Return the roots to trust ``url`` by from now on: ``ca_file``, or the CA that the token pins, kept as a file.
+    """Return the roots to register under: the CA alone that the token pins, kept as a file, else ``ca_file``.
+
+    What is looked at here is another connection than the one that sends the token, so roots that say more than
+    the pin must not decide who gets it.
 
     Raises:
         MisconfiguredError: the server is not the one that the token is for, or nothing tells who it is.
@@ -63,8 +66,6 @@ def pinned_ca(url: str, token: Token, ca_file: Path | None, state_dir: Path) -> 
             )
         return ca_file
     pem = find_pinned(presented_by(url), token.pin)
-    if ca_file:
-        return ca_file
     kept = state_dir / "agent-server-ca.pem"
     private.write(kept, pem)
     return kept

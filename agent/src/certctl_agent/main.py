@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
-from certctl_core.errors import RejectedError, TransientError
+from certctl_core.errors import RejectedError
 from certctl_sdk.egress import Allowance, Guard
 
 from certctl_agent import allowed as agent_toml
@@ -158,7 +158,8 @@ class Agent:
                 await call()
             except Retired:
                 raise
-            except (TransientError, Refused) as exc:
+            except Exception as exc:  # noqa: BLE001  # told by the pace
+                # A scanner's bug or a full disk ends nothing else: keys and deployments go on.
                 await asyncio.sleep(pace.failed(exc))
             else:
                 return pace.worked()

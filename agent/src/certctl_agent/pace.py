@@ -30,13 +30,15 @@ class Pace:
             log.info("the server answers again", extra={"duty": self._duty, "failures": self._failures})
         self._failures, self._told = 0, ""
 
-    def failed(self, error: TransientError | Refused) -> float:
+    def failed(self, error: Exception) -> float:
         """Note a failure; return the seconds to wait. A server that does not know us is told loudly, and left alone."""
         self._failures += 1
         unwelcome = isinstance(error, Refused) and error.status in UNWELCOME
         if unwelcome:
             log.error("the server refuses this agent: enrol it again", extra={"duty": self._duty, "said": str(error)})
-        elif (kind := type(error).__name__) != self._told:
+        elif (kind := type(error).__name__) != self._told and not isinstance(error, (TransientError, Refused)):
+            log.error("duty failed", extra={"duty": self._duty}, exc_info=error)
+        elif kind != self._told:
             log.warning("the server does not help", extra={"duty": self._duty, "said": str(error)})
         else:
             log.debug("the server still does not help", extra={"duty": self._duty, "said": str(error), "kind": kind})

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 MAX_PATTERN = 1000
-MAX_STATES = 2000
+MAX_STATES = 1500
+MAX_READS = 300
+"""Of characters that are read, once repetitions are written out: two host labels of any length need 126."""
 MAX_DEPTH = 20
 """Of groups within groups."""
 MAX_TEXT = 2048
@@ -69,6 +71,24 @@ class _State:
     exits: list[_State] = field(default_factory=list)
 
 
+class PatternTooSlow(Exception):
+    """Matching took more steps than the caller allows; whether the text fits is not known."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """The steps that matching may still take, over any number of patterns and texts."""
+
+    steps: int
+    """A step is one state looked at for one character, well under a microsecond."""
+
+    def spend(self, steps: int) -> None:
+        """Count ``steps``; raise PatternTooSlow once more are taken than there are."""
+        self.steps -= steps
+        if self.steps < 0:
+            raise PatternTooSlow("matching takes too many steps")
+
+
 class Pattern:
     """A regular expression that takes no longer than it should. It always has to fit the whole text.
 
@@ -84,12 +104,18 @@ class Pattern:
         self._first = _State()
         self._last = _Automaton().add(_Reader(text).read(), self._first)
 
-    def fits(self, text: str) -> bool:
-        """Return whether the whole of ``text`` is one of those that the pattern describes; too long a text is none."""
+    def fits(self, text: str, budget: Budget | None = None) -> bool:
+        """Return whether the whole of ``text`` is one of those that the pattern describes; too long a text is none.
+
+        Raises:
+            PatternTooSlow: it takes more steps than ``budget`` has left; never without a budget.
+        """
         if len(text) > MAX_TEXT:
             return False
         here = _reachable([self._first])
         for character in text:
+            if budget:
+                budget.spend(len(here))
             here = _reachable([e for s in here if s.reads and s.reads.match(character) for e in s.exits])
             if not here:
                 return False
@@ -118,11 +144,12 @@ class _Automaton:
     """Turns what was read into states (Thompson's construction), repetitions written out."""
 
     def __init__(self) -> None:
-        self._states = 0
+        self._states = self._reads = 0
 
     def _state(self, before: _State, reads: re.Pattern[str] | None = None) -> _State:
         self._states += 1
-        if self._states > MAX_STATES:
+        self._reads += reads is not None
+        if self._states > MAX_STATES or self._reads > MAX_READS:
             raise ValueError("the pattern is too large once its repetitions are written out")
         before.exits.append(state := _State(reads))
         return state

@@ -10,10 +10,14 @@ from certctl_core.csr import CheckedCsr
 from certctl_core.keys import CURVES, RSA_MAX_BITS, RSA_MIN_BITS, KeyKind
 from certctl_core.names import San, SanKind
 from certctl_core.parsed import EKU_OIDS, CertificateFacts
-from certctl_core.pattern import pattern
+from certctl_core.pattern import Budget, PatternTooSlow, pattern
 
 SHORT_LIVED = timedelta(hours=1)
 """A profile under this may say ``allow_short_lived``."""
+MAX_PATTERNS = 64
+"""Of names, in one profile."""
+MATCHING_STEPS = 250_000
+"""What all names of one order may cost against all patterns of its profile: a fraction of a second."""
 ONE_SECOND = timedelta(seconds=1)
 """``notAfter`` is the last second of a certificate's life, not the first one after it (RFC 5280 section 4.1.2.5)."""
 
@@ -94,8 +98,9 @@ def _key_rule_faults(rules: Iterable[KeyRule]) -> list[str]:
 
 
 def _pattern_faults(texts: Iterable[str]) -> list[str]:
-    faults = []
-    for text in texts:
+    texts = tuple(texts)
+    faults = [f"at most {MAX_PATTERNS} patterns are possible"] if len(texts) > MAX_PATTERNS else []
+    for text in texts[:MAX_PATTERNS]:
         try:
             pattern(text)
         except ValueError as exc:
@@ -115,21 +120,32 @@ def check_key(profile: Profile, key: KeyKind) -> list[str]:
 def check_names(profile: Profile, sans: Iterable[San]) -> list[str]:
     """Return why these names are not allowed, one sentence each; empty if they are.
 
-    The time it takes grows with the length of names and patterns only, whoever chose them. A
-    pattern that ``check_profile`` refuses fits nothing.
+    The time it takes is bounded, whoever chose names and patterns: names that were not reached in it are not
+    allowed. A pattern that ``check_profile`` refuses fits nothing.
     """
-    faults = []
-    for san in sans:
-        if profile.required_san_patterns and not any(_fits(each, san) for each in profile.required_san_patterns):
-            faults.append(f"{san} fits none of the profile's name patterns")
-        if san.kind is SanKind.URI and profile.spiffe_uri_pattern and not _fits(profile.spiffe_uri_pattern, san):
-            faults.append(f"{san} does not fit the profile's URI pattern")
+    faults: list[str] = []
+    budget = Budget(MATCHING_STEPS)
+    try:
+        for san in sans:
+            faults += _name_faults(profile, san, budget)
+    except PatternTooSlow:
+        faults.append("these names take too long to match against the profile's patterns: fewer or simpler ones pass")
     return faults
 
 
-def _fits(text: str, san: San) -> bool:
+def _name_faults(profile: Profile, san: San, budget: Budget) -> list[str]:
+    faults = []
+    names, uris = profile.required_san_patterns[:MAX_PATTERNS], profile.spiffe_uri_pattern
+    if names and not any(_fits(each, san, budget) for each in names):
+        faults.append(f"{san} fits none of the profile's name patterns")
+    if san.kind is SanKind.URI and uris and not _fits(uris, san, budget):
+        faults.append(f"{san} does not fit the profile's URI pattern")
+    return faults
+
+
+def _fits(text: str, san: San, budget: Budget) -> bool:
     try:
-        return pattern(text).fits(san.value)
+        return pattern(text).fits(san.value, budget)
     except ValueError:
         return False
 

@@ -22,7 +22,7 @@ from certctl_server.discovery.routes import routes as discovery
 from certctl_server.errors import HANDLERS
 from certctl_server.http.answer import Answer
 from certctl_server.http.calls import CallLog
-from certctl_server.http.front import Front
+from certctl_server.http.front import Apps, Front
 from certctl_server.issuers.routes import routes as issuers
 from certctl_server.jobs.routes import routes as jobs
 from certctl_server.notices.routes import routes as notices
@@ -69,7 +69,7 @@ def make_app(
         mounts: By path prefix, applications that answer before routing, keys and rate limit: CRL and OCSP.
         pages: Answers whatever lies outside the API: the dashboard.
     """
-    calls = CallLog()
+    calls, guard = CallLog(), Guard(ctx)
 
     async def give() -> Context:
         return ctx
@@ -78,7 +78,7 @@ def make_app(
         ROUTES,
         dependencies={"ctx": Provide(give)},
         exception_handlers=HANDLERS,
-        guards=[Guard(ctx).admit],
+        guards=[guard.admit],
         lifespan=[calls.running, *lifespan],
         openapi_config=None,
         logging_config=None,
@@ -86,4 +86,4 @@ def make_app(
         response_class=Answer[Any],
         state=State({"ctx": ctx}),
     )
-    return Front(ctx, api, calls, mounts=mounts or {}, pages=pages)
+    return Front(ctx, Apps(api, mounts or {}, pages), calls, guard.pace)

@@ -15,13 +15,14 @@ from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
+from itertools import islice
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union
 from urllib.parse import quote
 
 import msgspec
 from litestar import Request
 
-from certctl_server.errors import Refused, invalid
+from certctl_server.errors import FIELD_CHARACTERS, MOST_FAULTS, Refused, invalid
 from certctl_server.ids import PATTERN
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -181,12 +182,14 @@ def _is_empty(field: Field, value: Any, *, whole: bool) -> bool:
 
 def _faults(field: Field, value: Any, message: str) -> Iterator[tuple[str, str]]:
     """What is wrong with each item of a list, where msgspec tells of the first alone."""
-    item = _item_type(field.type)
+    item, most = _item_type(field.type), _most_items(field.type)
     if isinstance(value, list) and item is not None:
-        found = [
-            fault for index, each in enumerate(value) for fault in _item_faults(f"{field.key}[{index}]", each, item)
-        ]
-        if found:
+        if most is not None and len(value) > most:
+            yield field.key, f"Expected `array` of length <= {most}"
+            return
+        items = ((f"{field.key}[{index}]", each) for index, each in enumerate(value))
+        told = (fault for path, each in items for fault in _item_faults(path, each, item))
+        if found := list(islice(told, MOST_FAULTS + 1)):
             yield from found
             return
     yield _told(field.key, message)
@@ -213,7 +216,8 @@ def _decode(raw: bytes) -> dict[str, Any]:
         raise Refused(HTTPStatus.BAD_REQUEST, f"The body is not a JSON object: {exc}") from exc
     # Walking costs more than decoding, so only bodies that could be at fault are walked.
     if b"\\u0000" in raw or raw.count(b"[") + raw.count(b"{") > DEPTH:
-        faults = {path: fault for key, value in body.items() for path, fault in _unfit(key, value, 1)}
+        told = (each for key, value in body.items() for each in _unfit(key[:FIELD_CHARACTERS], value, 1))
+        faults = dict(islice(told, MOST_FAULTS + 1))
         if any("\0" in key for key in body):
             faults["body"] = "a key holds the character U+0000"
         if faults:
@@ -223,18 +227,18 @@ def _decode(raw: bytes) -> dict[str, Any]:
 
 def _unfit(path: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
     if depth > DEPTH:
-        yield path[:255], f"lies deeper than {DEPTH} objects and lists"
+        yield path, f"lies deeper than {DEPTH} objects and lists"
     elif isinstance(value, str) and "\0" in value:
         yield path, "holds the character U+0000"
     elif isinstance(value, list):
         for index, each in enumerate(value):
-            yield from _unfit(f"{path}[{index}]", each, depth + 1)
+            yield from _unfit(f"{path}[{index}]"[:FIELD_CHARACTERS], each, depth + 1)
     elif isinstance(value, dict):
         for key, each in value.items():
             if "\0" in key:
                 yield path, "a key holds the character U+0000"
             else:
-                yield from _unfit(f"{path}.{key}", each, depth + 1)
+                yield from _unfit(f"{path}.{key[:FIELD_CHARACTERS]}"[:FIELD_CHARACTERS], each, depth + 1)
 
 
 def _utc(value: Any) -> Any:
@@ -280,6 +284,17 @@ def _parts(type_: Any) -> list[Any]:
 
 def _bare(type_: Any) -> Any:
     return typing.get_origin(type_) or type_
+
+
+def _most_items(type_: Any) -> int | None:
+    """How many items the lists of a type may have, None if it does not say."""
+    if typing.get_origin(type_) is Annotated:
+        bare, *notes = typing.get_args(type_)
+        found = [note.max_length for note in notes if isinstance(note, msgspec.Meta) and note.max_length is not None]
+        return min(found) if found else _most_items(bare)
+    if typing.get_origin(type_) in {Union, types.UnionType}:
+        return next((most for each in typing.get_args(type_) if (most := _most_items(each)) is not None), None)
+    return None
 
 
 def _item_type(type_: Any) -> Any:

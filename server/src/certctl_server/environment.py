@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from certctl_core.errors import MisconfiguredError
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -135,28 +135,39 @@ class Group(BaseSettings):
         return found
 
 
+    @classmethod
+    def secret_variables(cls) -> set[str]:
+        """Return the variables that hold secrets: those may come from a file, which ``<variable>_FILE`` names."""
+        return {name for field, name in cls.variables().items() if _is_secret(cls.model_fields[field])}
+
+
+def _is_secret(info: FieldInfo) -> bool:
+    return info.annotation is SecretStr or NamedKey in get_args(info.annotation)
+
+
 def is_group(info: FieldInfo) -> bool:
     """Whether a field is a group of its own."""
     return isinstance(info.annotation, type) and issubclass(info.annotation, Group)
 
 
 class _Environment(PydanticBaseSettingsSource):
-    """Each field's own variable, else the contents of the file that ``<variable>_FILE`` names."""
+    """Each field's own variable, else, of a secret, the contents of the file that ``<variable>_FILE`` names."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         group: Any = self.settings_cls
         variable = group.variables().get(field_name)
-        return (_said(present(), variable) if variable else None), field_name, False
+        said = _said(present(), variable, in_file=_is_secret(field)) if variable else None
+        return said, field_name, False
 
     def __call__(self) -> dict[str, Any]:
         found = {name: self.get_field_value(info, name)[0] for name, info in self.settings_cls.model_fields.items()}
         return {name: value for name, value in found.items() if value}
 
 
-def _said(environ: Mapping[str, str], variable: str) -> str:
+def _said(environ: Mapping[str, str], variable: str, *, in_file: bool) -> str:
     if text := environ.get(variable, "").strip():
         return text
-    if not (file := environ.get(f"{variable}_FILE", "")):
+    if not in_file or not (file := environ.get(f"{variable}_FILE", "")):
         return ""
     try:
         return Path(file).read_text(encoding="utf-8").strip()

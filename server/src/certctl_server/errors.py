@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from http import HTTPStatus
+from itertools import islice
 from math import ceil
 from typing import Any
 from uuid import uuid4
@@ -28,6 +29,8 @@ from certctl_server.db.engines import UNREACHABLE
 log = logging.getLogger(__name__)
 AnyRequest = Request[Any, Any, Any]
 MESSAGE_CHARACTERS = 300
+FIELD_CHARACTERS = 255
+MOST_FAULTS = 100
 REASONS = {413: "Request Entity Too Large"}
 UNREACHABLE_SQLITE = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_FULL", "SQLITE_CANTOPEN")
 TAKEN_SQLITE = ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY")
@@ -95,8 +98,15 @@ def envelope(scope: Scope, refused: Refused) -> bytes:
         "request_id": request_id(scope),
     }
     if refused.faults:
-        body["details"] = [{"field": field, "message": text} for field, text in refused.faults.items()]
+        body["details"] = list(_details(refused.faults))
     return msgspec.json.encode({**body, **refused.extra}) + b"\n"
+
+
+def _details(faults: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    for field, text in islice(faults.items(), MOST_FAULTS):
+        yield {"field": field[:FIELD_CHARACTERS], "message": text[:MESSAGE_CHARACTERS]}
+    if len(faults) > MOST_FAULTS:
+        yield {"field": "and more", "message": f"only the first {MOST_FAULTS} faults are told"}
 
 
 def _answer(request: AnyRequest, refused: Refused) -> Response[bytes]:

@@ -19,7 +19,7 @@ async def create(name: str, role: str) -> str:
     """Make a key and return its text, which nobody can read again."""
     async with db.transaction():
         row, text = await create_key(name, role)
-        await record([Event(ON_HOST, "key_created", "key", row.id, {"name": name, "role": role})])
+        await record([Event(ON_HOST, "key_created", "api_key", row.id, {"name": name, "role": role})])
     return text
 
 
@@ -44,6 +44,6 @@ async def revoke(key_id: str) -> None:
     try:
         async with db.transaction():
             await end_key(key_id, datetime.now(UTC))
-            await record([Event(ON_HOST, "key_deleted", "key", key_id)])
+            await record([Event(ON_HOST, "key_deleted", "api_key", key_id)])
     except Refused as exc:
         raise MisconfiguredError(f"no valid key is called {key_id}") from exc

@@ -7,13 +7,24 @@ our own clock, so that a clock that jumps takes nothing from the living.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import time
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from datetime import timedelta
+
+import asyncpg
 
 from certctl_server import db
 
 NAME = "leader"
+TROUBLE = (
+    *db.UNREACHABLE,
+    sqlite3.OperationalError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+)
+"""What a sound statement may come to while the database is away, full, busy or in a deadlock."""
 ROW = db.Sql("SELECT owner, epoch, beat, (lease_until <= {now}) AS over FROM lease WHERE name = $1")
 FIRST = db.Sql("INSERT INTO lease (name) VALUES ($1) ON CONFLICT DO NOTHING")
 TAKE = db.Sql(
@@ -40,14 +51,15 @@ class NotLeading(Exception):
 
 
 class Stillness:
-    """How long things have stood still, on this process's own clock."""
+    """How long things have stood still, on this process's own clock, ``monotonic``."""
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
         self._seen: dict[str, tuple[Hashable, float]] = {}
 
     def of(self, name: str, state: Hashable) -> timedelta:
         """Return for how long ``name`` has been seen in ``state`` without a change."""
-        now = time.monotonic()
+        now = self._monotonic()
         known = self._seen.get(name)
         if known is None or known[0] != state:
             self._seen[name] = state, now

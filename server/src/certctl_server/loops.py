@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from certctl_server import db
-from certctl_server.leader import Leadership, NotLeading
+from certctl_server.leader import TROUBLE, Leadership, NotLeading
 
 log = logging.getLogger(__name__)
 Work: TypeAlias = Callable[[Leadership], Awaitable[datetime | None]]
@@ -67,10 +67,8 @@ class Loops:
         """End all loops where they may be ended, and resign."""
         for task in self._tasks:
             task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
-        with suppress(*db.UNREACHABLE):
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(*TROUBLE):
             await self._leadership.resign()
 
     async def _campaigning(self) -> None:
@@ -78,7 +76,8 @@ class Loops:
             led = self._leadership.epoch is not None
             try:
                 leads = await self._leadership.campaign()
-            except db.UNREACHABLE as exc:
+            except Exception as exc:
+                # Who stops to campaign never leads again: it goes on whatever happened.
                 log.warning("leadership cannot be kept", exc_info=exc)
                 leads = False
             if leads and not led:
@@ -110,8 +109,13 @@ class Loops:
             wait = self._wait(loop, due, failed=bool(error))
             if error or written is None or db.now() - written > BEAT_EVERY or loop.interval > BEAT_EVERY:
                 written = db.now()
-                with suppress(*db.UNREACHABLE):
-                    await db.fetch(BEAT, loop.name, started, written, error)
+                await self._beat(loop, started, written, error)
+
+    async def _beat(self, loop: Loop, started: datetime, finished: datetime, error: str) -> None:
+        try:
+            await db.fetch(BEAT, loop.name, started, finished, error)
+        except Exception as exc:
+            log.warning("beat of a loop not written", extra={"loop": loop.name}, exc_info=exc)
 
     def _wait(self, loop: Loop, due: datetime | None, *, failed: bool) -> timedelta:
         if failed:

@@ -102,7 +102,7 @@ async def load(settings: Settings) -> Cipher:
     path = settings.data_dir / KEY_FILE
     if not given and not settings.embedded:
         raise MisconfiguredError(
-            f"{VARIABLE} is required with PostgreSQL or a broker: every process needs the same key"
+            f"{VARIABLE} is required with PostgreSQL: every process needs the same key"
         )
     check = await recall(CHECK)
     if not given and check and not path.exists():

@@ -35,6 +35,7 @@ ELSEWHERE = frozenset(
     for name in (
         "SERVER_URL",
         "API_KEY",
+        "API_KEY_FILE",
         "SERVER_CA_FILE",
         "AGENT_ID",
         "AGENT_NAME",
@@ -154,7 +155,6 @@ class Scheduler(Group):
     renewal_check_interval: Annotated[Duration, Field(ge=timedelta(minutes=1))] = timedelta(hours=1)
     job_processor_interval: Duration = timedelta(seconds=5)
     agent_health_check_interval: Duration = timedelta(minutes=2)
-    notification_process_interval: Duration = timedelta(minutes=1)
     retry_interval: Duration = timedelta(minutes=5)
     job_timeout_interval: Annotated[Duration, Variable(f"{PREFIX}JOB_TIMEOUT_INTERVAL")] = timedelta(minutes=10)
 
@@ -167,16 +167,6 @@ class Job(Group):
     awaiting_csr_timeout: Duration = timedelta(hours=24)
     awaiting_approval_timeout: Duration = timedelta(hours=168)
     lease: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=30)
-
-
-class Pki(Group):
-    """What relying parties fetch over plain HTTP."""
-
-    model_config = SettingsConfigDict(env_prefix=f"{PREFIX}PKI_")
-
-    http_port: Port = 8081
-    base_url: str = ""
-    """Written into certificates; empty writes nothing."""
 
 
 class Webhook(Group):
@@ -198,7 +188,6 @@ class Settings(Group):
     rate_limit: RateLimit = Field(default_factory=RateLimit)
     scheduler: Scheduler = Field(default_factory=Scheduler)
     job: Job = Field(default_factory=Job)
-    pki: Pki = Field(default_factory=Pki)
     webhook: Webhook = Field(default_factory=Webhook)
 
     data_dir: Path = Field(default_factory=lambda: profile_file.data_dir(present()))
@@ -221,6 +210,10 @@ class Settings(Group):
     def _whole(self) -> Self:
         if (self.ca_cert_path is None) != (self.ca_key_path is None):
             raise ValueError("CERTCTL_CA_CERT_PATH and CERTCTL_CA_KEY_PATH are set together or not at all")
+        if self.keygen_mode == "server":
+            raise ValueError("CERTCTL_KEYGEN_MODE: server is refused, keys are made by agents only; leave it at agent")
+        if self.broker_url.get_secret_value():
+            raise ValueError("CERTCTL_BROKER_URL: workers run in the server's process, no broker is used; unset it")
         return self
 
     @property
@@ -230,8 +223,8 @@ class Settings(Group):
 
     @property
     def embedded(self) -> bool:
-        """One process is the whole installation: SQLite and no broker."""
-        return urlsplit(self.database_url).scheme == "sqlite" and not self.broker_url.get_secret_value()
+        """One process is the whole installation: the database is a SQLite file."""
+        return urlsplit(self.database_url).scheme == "sqlite"
 
 
 GROUPS: Mapping[str, type[Group]] = {
@@ -250,11 +243,8 @@ def variables() -> frozenset[str]:
 def unused(environ: Mapping[str, str]) -> list[str]:
     """Return the ``CERTCTL_*`` variables that are set and do nothing in this version."""
     known = variables() | ELSEWHERE
-    return sorted(
-        name
-        for name, value in environ.items()
-        if name.startswith(PREFIX) and value and name not in known and name.removesuffix("_FILE") not in known
-    )
+    known |= {f"{name}_FILE" for group in (Settings, *GROUPS.values()) for name in group.secret_variables()}
+    return sorted(name for name, value in environ.items() if name.startswith(PREFIX) and value and name not in known)
 
 
 def read(environ: Mapping[str, str]) -> Settings:

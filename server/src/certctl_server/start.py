@@ -125,8 +125,6 @@ def warn(settings: Settings, environ: Mapping[str, str]) -> None:
         log.warning("CERTCTL_AGENT_KEYS=optional: admin and operator keys may act as agents that used no key yet")
     if settings.server.tls == "off" and not is_loopback(settings.server.host):
         log.warning("CERTCTL_SERVER_TLS_MODE=off: keys cross the network in the clear unless a TLS proxy is in front")
-    if settings.keygen_mode == "server":
-        log.warning("CERTCTL_KEYGEN_MODE=server: for demonstrations; private keys are made here and thrown away")
     for name in unused(environ):
         log.warning("a variable is set that this version does not use", extra={"variable": name})
 
@@ -137,7 +135,7 @@ async def _refuse_without_keys(settings: Settings) -> None:
         return
     if not await db.fetch(ADMIN_EXISTS, datetime.now(UTC)):
         raise MisconfiguredError(
-            "nobody could log in: with PostgreSQL or a broker set CERTCTL_AUTH_SECRET or CERTCTL_API_KEYS_NAMED,"
+            "nobody could log in: with PostgreSQL set CERTCTL_AUTH_SECRET or CERTCTL_API_KEYS_NAMED,"
             " or make a key with `certctl-server keys create --role admin`"
         )
 
@@ -202,7 +200,7 @@ async def hand_over(settings: Settings, pin: str, *, terminal: bool) -> Handed |
 
 async def _key(name: str) -> str:
     row, text = await create_key(name, "admin")
-    await record([Event(SYSTEM, "key_created", "key", row.id, {"name": name, "role": "admin"})])
+    await record([Event(SYSTEM, "key_created", "api_key", row.id, {"name": name, "role": "admin"})])
     return text
 
 

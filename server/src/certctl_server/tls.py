@@ -63,7 +63,7 @@ async def issue_server_certificate(ctx: Context, csr_pem: str, sans: tuple[San, 
     loop.start()
     instances = Instances(ctx, loop)
     try:
-        issuer = await instances.issuer(OWN_CA)
+        issuer = await instances.own_ca(OWN_CA)
         return await loop.call(lambda: _sign(issuer, csr_pem, sans, ctx.clock()))
     finally:
         await instances.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -70,6 +71,7 @@ class LazyGroup(click.Group):
         return command.get_short_help_str(limit=80) if command else ""
 
 
+@cache
 def _brought() -> Any:
     from importlib.metadata import entry_points  # noqa: PLC0415  # looks at every installed distribution
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
-from certctl_core.config import ConnectorConfig, read
+from certctl_core.config import ConnectorConfig, is_secret, read
 from certctl_core.connector import Connector
 from certctl_core.contract import CONTRACTS, check
-from pydantic import AliasChoices, SecretStr, ValidationError
+from pydantic import AliasChoices, ValidationError
 
 
 def assert_loads(connector: type[Connector]) -> None:
@@ -41,9 +41,14 @@ def secrets_of(config: type[ConnectorConfig], options: Mapping[str, Any]) -> lis
     for name, field in config.model_fields.items():
         alias = field.validation_alias
         names = [name, *(alias.choices if isinstance(alias, AliasChoices) else [alias])]
-        if field.annotation is SecretStr or SecretStr in get_args(field.annotation):
-            found += [str(options[key]) for key in names if isinstance(key, str) and key in options]
+        if is_secret(field):
+            found += [text for key in names if isinstance(key, str) and key in options for text in _texts(options[key])]
     return [secret for secret in dict.fromkeys(found) if secret]
+
+
+def _texts(value: Any) -> list[str]:
+    items = value.values() if isinstance(value, Mapping) else value
+    return [str(value)] if isinstance(value, str) or not isinstance(items, Iterable) else [str(each) for each in items]
 
 
 def canaries_of(config: type[ConnectorConfig], options: Mapping[str, Any]) -> list[str]:

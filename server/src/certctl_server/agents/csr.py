@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from contextlib import suppress
 from datetime import timedelta
 
@@ -15,7 +16,8 @@ from certctl_core.names import normalise_sans
 from certctl_server import db
 from certctl_server.agents.health import is_plain
 from certctl_server.audit.record import Actor, audited
-from certctl_server.certificates.orders import Order, give_csr, keep_csr, order
+from certctl_server.certificates import kept
+from certctl_server.certificates.orders import Order, give_csr, order
 from certctl_server.errors import conflict, invalid, not_found
 from certctl_server.jobs.issue import accept, ordered
 
@@ -72,7 +74,7 @@ async def submit(agent: db.Row, csr_pem: str, certificate_id: str, actor: Actor)
         raise invalid({"csr_pem": str(exc)}) from exc
     if (job := await _job(agent["id"], certificate_id, csr, actor)) is None:
         async with audited(actor, "csr_kept", "agent", agent["id"], {"csr_sha256": csr.sha256}):
-            await keep_csr(agent["id"], csr)
+            await kept.keep(agent["id"], csr)
         return "csr_accepted"
     if is_plain(agent):
         # Whatever becomes of the CSR: its key is the one in the agent's file by now.
@@ -138,8 +140,8 @@ async def _check(job: db.Row, csr: CheckedCsr, actor: Actor) -> None:
 
 
 async def _outcome(job_id: str) -> str:
-    until = db.now() + PATIENCE
-    while db.now() < until:
+    until = time.monotonic() + PATIENCE.total_seconds()
+    while time.monotonic() < until:
         [row] = await db.fetch(STATE, job_id)
         if row["version_id"]:
             return "csr_signed"

@@ -16,7 +16,7 @@ from certctl_server.agents.register import register
 from certctl_server.agents.reports import SAID, Beat, Report, heartbeat, report, retrieved
 from certctl_server.agents.tables import Agent
 from certctl_server.agents.work import certificate_for, offers
-from certctl_server.audit.record import audited
+from certctl_server.audit.record import Event, audited, record
 from certctl_server.auth.keys import create_token, rotate_agent_key
 from certctl_server.auth.principal import Req, Where, actor_of, agent_caller
 from certctl_server.auth.roles import ENROL, OWN_AGENT, OWN_AGENT_READ, READ, WRITE
@@ -151,10 +151,12 @@ async def new_token(request: Req, ctx: Ctx) -> Answer[Row]:
     if body.expires_at is not None and body.expires_at <= ctx.clock():
         raise invalid({"expires_at": "is in the past"})
     actor = actor_of(request)
-    async with audited(actor, "enrolment_token_created", "enrolment_token", body.name, {"max_uses": body.max_uses}):
+    async with db.transaction():
         row, secret = await create_token(
             name=body.name, max_uses=body.max_uses, expires_at=body.expires_at, created_by=actor.name
         )
+        told = {"name": body.name, "max_uses": body.max_uses}
+        await record([Event(actor, "enrolment_token_created", "enrolment_token", row.id, told)])
     pin = tls.pin(ctx.settings)
     token = f"{secret}.{pin}" if pin else secret
     return Answer(show_token(row.to_dict()) | {"token": token}, status_code=201)
@@ -180,8 +182,10 @@ async def rotate(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
     row = await one(Agent, id, request.user, "Agent")
     if request.user.agent_id != id and request.user.role not in WRITE:
         raise Refused(HTTPStatus.FORBIDDEN, "Only the agent itself, an admin or an operator may do this")
-    async with audited(actor_of(request), "key_rotated", "agent", id):
-        _, key = await rotate_agent_key(id, request.user.key_id, ctx.clock())
+    async with db.transaction():
+        new_key, key = await rotate_agent_key(id, request.user.key_id, ctx.clock())
+        told = {"new_key": new_key.id, "agent_id": id}
+        await record([Event(actor_of(request), "key_rotated", "api_key", str(new_key.replaces), told)])
     return show(row) | {"api_key": key}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -54,7 +55,7 @@ ONLY_P256 = "the agent makes ECDSA P-256 keys only, which the profile does not a
 LOOKED = db.Sql(f"SELECT id FROM job WHERE {OFFERABLE} ORDER BY created_at, id LIMIT $3")  # noqa: S608  # ours
 OFFER = db.Sql(
     f"""
-    UPDATE job SET offer_at = {{after:$4}} WHERE id IN (
+    UPDATE job SET offer_at = {{after:$4}} WHERE offer_at <= {{now}} AND id IN (
         SELECT id FROM job WHERE {OFFERABLE} ORDER BY created_at, id LIMIT $3) RETURNING id
     """  # noqa: S608  # ours
 )
@@ -89,7 +90,8 @@ async def offers(ctx: Context, agent: db.Row, *, claims: bool, wait: timedelta) 
 
     ``claims``: the agent's own key asks, so what is returned is offered again only after the offer's lease.
     """
-    until = db.now() + wait
+    # Not by the wall clock: one that goes back would keep a poll alive long after its client has gone.
+    until = time.monotonic() + wait.total_seconds()
     with Waiter(agent["id"]) as rung:
         while True:
             # A poll whose agent died still waits here; what it took would be lost until its lease ran out.
@@ -97,7 +99,7 @@ async def offers(ctx: Context, agent: db.Row, *, claims: bool, wait: timedelta) 
             if now["boot_id"] != agent["boot_id"]:
                 return []
             items = await _look(ctx, agent, claims=claims)
-            left = until - db.now()
+            left = timedelta(seconds=until - time.monotonic())
             if items or left <= timedelta() or draining():
                 return items
             due = await db.moment(NEXT_OFFER, agent["id"])

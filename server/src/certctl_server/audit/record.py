@@ -66,7 +66,7 @@ async def record(events: Iterable[Event]) -> None:
         for event in events
     ]
     if rows:
-        await db.fetch(INSERT, json.dumps(rows))
+        await db.insert_last(INSERT, rows)
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
+from litestar.types import Scope
 
 from certctl_server.auth.keys import Keyring, authenticate, authenticate_token
 from certctl_server.auth.principal import EVERYBODY, NOBODY, Principal
@@ -67,16 +68,29 @@ class Guard:
                 found = await authenticate_token(key, self._ctx.clock())
         return EVERYBODY if found is None and self._open else found
 
+    def pace(self, scope: Scope) -> None:
+        """Count one call against its address; the front asks this for calls that no route and so no guard sees.
+
+        Raises:
+            Refused: 429.
+        """
+        if not self._limited:
+            return
+        if wait := self._addresses.wait(client_address(scope, self._ctx.settings.trusted_proxies)):
+            raise _too_fast(wait)
+
     def _limit(self, connection: Connection, principal: Principal) -> None:
         if not self._limited:
             return
         if principal in {NOBODY, EVERYBODY}:
-            wait = self._addresses.wait(client_address(connection.scope, self._ctx.settings.trusted_proxies))
-        else:
-            wait = self._principals.wait(principal.key_id or principal.name)
-        if wait:
-            headers = {"Retry-After": str(ceil(wait))}
-            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "Rate limit exceeded", headers=headers)
+            self.pace(connection.scope)
+        elif wait := self._principals.wait(principal.key_id or principal.name):
+            raise _too_fast(wait)
+
+
+def _too_fast(wait: float) -> Refused:
+    headers = {"Retry-After": str(ceil(wait))}
+    return Refused(HTTPStatus.TOO_MANY_REQUESTS, "Rate limit exceeded", headers=headers)
 
 
 def _authorization(connection: Connection) -> tuple[str, str]:

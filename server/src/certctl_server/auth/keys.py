@@ -47,6 +47,8 @@ NEWEST = _of_living(
     " ORDER BY CASE WHEN id = $3 THEN 0 ELSE 1 END, created_at DESC, id DESC LIMIT 1"
 )
 SHORTEN = db.Sql("UPDATE api_key SET expires_at = $2 WHERE id = $1 AND (expires_at IS NULL OR expires_at > $2)")
+SUCCESSOR = db.Sql("SELECT expires_at FROM api_key WHERE replaces = $1 ORDER BY created_at DESC, id DESC LIMIT 1")
+END_SUCCESSORS = db.Sql("UPDATE api_key SET ended_at = $2 WHERE replaces = $1 AND ended_at IS NULL")
 END = db.Sql("UPDATE api_key SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL RETURNING id")
 FIND_TOKEN = db.Sql(
     "SELECT id, name, digest FROM enrolment_token WHERE digest = $1 AND uses < max_uses AND expires_at > $2"
@@ -169,19 +171,26 @@ async def create_key(
 
 
 async def rotate_key(key_id: str, now: datetime) -> tuple[ApiKey, str]:
-    """Make the successor of a living key: same name, role, agent and end.
+    """Make the successor of a living key: same name, role and agent, and the end that the first one had.
 
-    The older one lasts until the newer is used, and 24 hours at most.
+    The older one lasts until the newer is used, and 24 hours at most. A key has one successor: rotating it again,
+    or the successor before it was used, ends that one.
 
     Raises:
         Refused: 404 if there is no such living key.
     """
     async with db.transaction():
         old = await _living(key_id, now)
+        if old["last_used_at"] is None and (older := await db.fetch(LIVING, old["replaces"] or "", now)):
+            old = older[0]
+        earlier = await db.fetch(SUCCESSOR, old["id"])
+        # Its own end is shortened by now, the successor's is what it was.
+        end = (earlier[0] if earlier else old)["expires_at"]
+        await db.fetch(END_SUCCESSORS, old["id"], now)
         row, text = await create_key(
-            old["name"], old["role"], expires_at=old["expires_at"], agent_id=old["agent_id"], replaces=key_id
+            old["name"], old["role"], expires_at=end, agent_id=old["agent_id"], replaces=old["id"]
         )
-        await db.fetch(SHORTEN, key_id, now + OVERLAP)
+        await db.fetch(SHORTEN, old["id"], now + OVERLAP)
     return row, text
 
 

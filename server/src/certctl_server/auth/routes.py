@@ -94,8 +94,9 @@ async def rotate(request: Req, ctx: Ctx, id: FromPath[str]) -> Row:
     """Make the successor of a key; its text is in this reply only."""
     if request.user.role is not Role.ADMIN and request.user.key_id != id:
         raise Refused(HTTPStatus.FORBIDDEN, "Only an admin rotates the keys of others")
-    async with audited(actor_of(request), "key_rotated", "api_key", id):
+    async with db.transaction():
         row, text = await rotate_key(id, ctx.clock())
+        await record([Event(actor_of(request), "key_rotated", "api_key", id, {"new_key": row.id})])
     return {**show(row.to_dict()), "key": text}
 
 

@@ -128,7 +128,8 @@ async def create(wanted: Wanted, actor: Actor) -> tuple[str, str | None]:
         made = []
         if wanted.status is Status.PENDING:
             made = await order([id], Order(type=JobType.ISSUANCE), actor)
-        await settle([id], actor=actor)
+        if not made:  # who orders settles
+            await settle([id], actor=actor)
     return id, made[0].id if made else None
 
 

@@ -8,22 +8,19 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from certctl_core.csr import CheckedCsr, CsrError
-from certctl_core.errors import RejectedError
 from certctl_core.job import JobState, JobType
 from certctl_core.renewal import renew_due_at
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, record
+from certctl_server.certificates import kept
 from certctl_server.certificates.status import hold, settle
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import NewJob, create, lane_of_issuer, order_place
-from certctl_server.jobs.issue import accept, ordered
 from certctl_server.jobs.state import NORMAL, move
 from certctl_server.jobs.tables import Job
 
@@ -51,17 +48,6 @@ GIVE = db.Sql(
 )
 APPROVED = db.Sql("SELECT agent_id, csr_sha256, lane FROM job WHERE id = $1")
 DUE = db.Sql("UPDATE job SET due_at = {now} WHERE id = $1 AND status = 'Pending'")
-KEPT = timedelta(hours=24)
-KEEP = db.Sql(
-    """
-    INSERT INTO kept_csr (agent_id, csr_sha256, csr_pem, until) VALUES ($1, $2, $3, {after:$4})
-    ON CONFLICT (agent_id, csr_sha256) DO UPDATE SET until = excluded.until
-    """
-)
-KEPT_CSRS = db.Sql(
-    "SELECT agent_id, csr_sha256, csr_pem FROM kept_csr WHERE agent_id IN ({ids:$1}) AND until > {now} ORDER BY until"
-)
-TAKE_KEPT = db.Sql("DELETE FROM kept_csr WHERE agent_id = $1 AND csr_sha256 = $2")
 HOMELESS = "no target is mapped, so no agent makes a key: map a target, or renew with csr_pem"
 
 
@@ -181,26 +167,9 @@ async def approved(id: str, actor: Actor) -> None:
         await await_csr([id], actor, **({} if row["agent_id"] else {"last_error": HOMELESS}))
 
 
-async def keep_csr(agent_id: str, csr: CheckedCsr) -> None:
-    """Keep a CSR that fits no waiting order of an agent for a day, should such an order come."""
-    await db.fetch(KEEP, agent_id, csr.sha256, csr.pem, KEPT.total_seconds())
-
-
 async def _take_kept(moved: Sequence[db.Row], actor: Actor) -> None:
     """Let orders that begin to wait have the CSRs that their agents sent beforehand."""
-    agents = sorted({row["agent_id"] for row in moved if row["agent_id"]})
-    for kept in await db.fetch(KEPT_CSRS, json.dumps(agents)) if agents else []:
-        fitting = [row for row in moved if row["agent_id"] == kept["agent_id"] and await _fits(kept, row)]
-        if len(fitting) != 1:
-            continue
-        await give_csr([fitting[0]["id"]], kept["csr_pem"], kept["csr_sha256"])
-        await db.fetch(TAKE_KEPT, kept["agent_id"], kept["csr_sha256"])
-        told = {"certificate_id": fitting[0]["certificate_id"], "csr_sha256": kept["csr_sha256"]}
-        await record([Event(actor, "csr_submitted", "job", fitting[0]["id"], told)])
-
-
-async def _fits(kept: db.Row, job: db.Row) -> bool:
-    with suppress(CsrError, RejectedError):
-        await accept(kept["csr_pem"], job["certificate_id"], await ordered(job["certificate_id"]))
-        return True
-    return False
+    for job, csr in await kept.fitting([row for row in moved if row["agent_id"]]):
+        await give_csr([job["id"]], csr["csr_pem"], csr["csr_sha256"])
+        told = {"certificate_id": job["certificate_id"], "csr_sha256": csr["csr_sha256"]}
+        await record([Event(actor, "csr_submitted", "job", job["id"], told)])

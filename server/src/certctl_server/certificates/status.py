@@ -28,6 +28,7 @@ from certctl_core.renewal import renew_due_at
 
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Actor, Event, record
+from certctl_server.jobs import bell
 
 TRIES = 3
 AGAIN = timedelta(hours=24)
@@ -84,6 +85,8 @@ WRITE = db.update_rows(
     },
 )
 HOLD = db.Sql("SELECT id FROM certificate WHERE id IN ({ids:$1}) ORDER BY id FOR NO KEY UPDATE")
+SOON = timedelta(hours=1)
+"""The renewal loop looks at least this often by itself; what is due sooner wakes it."""
 CHUNK = 2000
 REFERRING = {
     column: db.Sql(f"SELECT id FROM certificate WHERE {column} = $1 AND id > $2 ORDER BY id LIMIT $3")  # noqa: S608  # ours
@@ -117,12 +120,14 @@ async def settle(ids: Iterable[str], *, now: datetime | None = None, actor: Acto
             failed[row["certificate_id"]].append(row)
         for row in await db.fetch(MAPPED, wanted):
             mapped[row["certificate_id"]].append(row)
-        settled = [_settled(row, failed[row["id"]], mapped[row["id"]], now) for row in facts]
+        settled = [derived(row, failed[row["id"]], mapped[row["id"]], now) for row in facts]
         await db.fetch(WRITE, json.dumps(settled, default=str))
+        if any(each["renew_due_at"] and each["renew_due_at"] - now < SOON for each in settled):
+            bell.poke("renewal")
         await record(_told(old, new, actor) for old, new in zip(facts, settled, strict=True) if _moved(old, new))
 
 
-def _settled(row: db.Row, failed: list[db.Row], mapped: list[db.Row], now: datetime) -> dict[str, Any]:
+def derived(row: db.Row, failed: list[db.Row], mapped: list[db.Row], now: datetime) -> dict[str, Any]:
     """Return the columns to write for one certificate; pure."""
     where = deployment_state(DeploymentState(each["state"]) for each in mapped)
     order = Order.OPEN if row["open_orders"] else Order.FAILED if failed else Order.NONE

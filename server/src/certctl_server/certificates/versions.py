@@ -78,6 +78,9 @@ SUPERSEDED = db.Sql(
     WHERE new.id IN ({ids:$1})
     """
 )
+UNDER_WAY = db.Sql(
+    "SELECT 1 AS yes FROM job WHERE certificate_id = $1 AND type = 'Deployment' AND place IS NOT NULL LIMIT 1"
+)
 SETTLED = db.Sql(
     """
     UPDATE intent SET status = 'settled', settled_at = {now}, version_id = $2, reference = $3
@@ -118,10 +121,11 @@ async def store(job: Claimed, csr: CheckedCsr, issued: Issued, reference: str) -
 
 async def _supersede(job: Claimed) -> None:
     """Call off what was to bring older versions of the certificate to the agent: it gets the newest one only."""
+    if not await db.fetch(UNDER_WAY, job.certificate_id):
+        return
     older = (Job.certificate_id == job.certificate_id) & (Job.type == JobType.DEPLOYMENT)
     theirs = older & (Job.agent_id == job.agent_id) if job.agent_id else older
-    states = (JobState.PENDING, JobState.RUNNING)
-    await cancel(theirs, actor=SYSTEM, reason="superseded by a newer version", states=states)
+    await cancel(theirs, actor=SYSTEM, reason="superseded by a newer version")
 
 
 def _stored(job: Claimed, version_id: str, issued: Issued) -> Event:

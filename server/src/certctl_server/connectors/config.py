@@ -1,21 +1,29 @@
 """Stored options: their secrets sealed, hidden from every reader, and opened only for the instance.
 
 The stored object keeps what clients sent, key for key. Which values are secret is the connector's to say
-(``SecretStr``); of a kind that is not installed every text is.
+(``certctl_core.config.is_secret``); of a key that it does not know, which may be a secret's misspelt, and of a
+kind that is not installed, every text is.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, get_args, get_origin
 
-from pydantic import AliasChoices, BaseModel, SecretStr
+from certctl_core.config import is_secret
+from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
 from certctl_server.sealing import Cipher, is_sealed
 
 HIDDEN = "********"
+ADDRESS = re.compile(
+    r"(?:^|[_-]|base)(?:url|uri|host|hostname|addr|address|server|endpoint|domain|socket|proxy|port|region)s?$",
+    re.IGNORECASE,
+)
+"""Of keys whose options say to whom secrets are sent."""
 Raw: TypeAlias = Mapping[str, Any]
 
 
@@ -56,6 +64,11 @@ def sealed_keys(raw: Raw) -> list[str]:
     return [key for key, value in raw.items() if any(map(is_sealed, _texts(value)))]
 
 
+def spellings(model: type[BaseModel] | None) -> set[str]:
+    """Return every name of every option at the first level."""
+    return {key for name, field in model.model_fields.items() for key in _keys(name, field)} if model else set()
+
+
 def files(model: type[BaseModel] | None, raw: Raw, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield the key and the value of every option that names a file or a directory, nested ones by dotted key."""
     fields = {key: field for name, field in model.model_fields.items() for key in _keys(name, field)} if model else {}
@@ -66,6 +79,26 @@ def files(model: type[BaseModel] | None, raw: Raw, path: str = "") -> Iterator[t
         elif isinstance(value, Mapping):
             for nested in (each for each in types if isinstance(each, type) and issubclass(each, BaseModel)):
                 yield from files(nested, value, f"{path}{key}.")
+
+
+def moved(old: Raw, new: Raw, same: Callable[[Any, Any], bool]) -> str:
+    """Return the key of an option that says to whom the connector speaks and has changed; empty if none has."""
+    there, here = dict(_addresses(old, "")), dict(_addresses(new, ""))
+    changed = [path for path in there.keys() | here.keys() if not same(there.get(path), here.get(path))]
+    return min(changed, default="")
+
+
+def kept_secrets(kept: Raw) -> list[str]:
+    """Return the keys under which secrets lie that were stored before; what an address is made of is none of them."""
+    return [key for key in sealed_keys(kept) if not ADDRESS.search(key)]
+
+
+def _addresses(raw: Raw, path: str) -> Iterator[tuple[str, Any]]:
+    for key, value in raw.items():
+        if ADDRESS.search(key):
+            yield path + key, value
+        elif isinstance(value, Mapping):
+            yield from _addresses(value, f"{path}{key}.")
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -110,10 +143,10 @@ def _secrets(model: type[BaseModel] | None, raw: Raw, change: Callable[[str], st
     fields = {key: field for name, field in model.model_fields.items() for key in _keys(name, field)}
     changed = dict(raw)
     for key, value in raw.items():
-        types = list(_types(fields[key].annotation)) if key in fields else []
-        if isinstance(value, str) and SecretStr in types:
-            changed[key] = change(value)
+        if key not in fields or is_secret(fields[key]):
+            changed[key] = _changed(value, change)
         elif isinstance(value, Mapping):
+            types = _types(fields[key].annotation)
             for nested in (each for each in types if isinstance(each, type) and issubclass(each, BaseModel)):
                 changed[key] = _secrets(nested, changed[key], change)
     return changed

@@ -38,6 +38,12 @@ class _Kept:
     connector: Connector
 
 
+def _enabled(table: str, row: db.Row) -> db.Row:
+    if not row["enabled"]:
+        raise MisconfiguredError(f"{table} {row['id']} is disabled")
+    return row
+
+
 class Instances:
     """The instances of this process, by row and version of its options."""
 
@@ -53,19 +59,28 @@ class Instances:
         Raises:
             MisconfiguredError: it is gone, disabled, incomplete, or its connector is not installed.
         """
-        return await self._of("issuer", ISSUER, issuer_id, self._ctx.plugins.issuers, private=True)
+        row = _enabled("issuer", await self._row("issuer", ISSUER, issuer_id))
+        return await self._of("issuer", row, self._ctx.plugins.issuers, private=True)
+
+    async def own_ca(self, issuer_id: str) -> Issuer:
+        """Return the issuer of the server's own certificate; unlike ``issuer`` also while it is disabled."""
+        row = await self._row("issuer", ISSUER, issuer_id)
+        return await self._of("issuer", row, self._ctx.plugins.issuers, private=True)
 
     async def notifier(self, notifier_id: str) -> Notifier:
         """Return the notifier of a row; raise MisconfiguredError as ``issuer`` does."""
-        return await self._of("notifier", NOTIFIER, notifier_id, self._ctx.plugins.notifiers, private=False)
+        row = _enabled("notifier", await self._row("notifier", NOTIFIER, notifier_id))
+        return await self._of("notifier", row, self._ctx.plugins.notifiers, private=False)
 
-    async def _of(self, table: str, sql: db.Sql, row_id: str, kinds: Mapping[str, type[C]], *, private: bool) -> C:
+    @staticmethod
+    async def _row(table: str, sql: db.Sql, row_id: str) -> db.Row:
         rows = await db.fetch(sql, row_id)
         if not rows:
             raise MisconfiguredError(f"{table} {row_id} is gone")
-        row = rows[0]
-        if not row["enabled"]:
-            raise MisconfiguredError(f"{table} {row_id} is disabled")
+        return rows[0]
+
+    async def _of(self, table: str, row: db.Row, kinds: Mapping[str, type[C]], *, private: bool) -> C:
+        row_id = row["id"]
         kept = self._kept.get((table, row_id))
         if kept is None or kept.version != row["config_version"]:
             fresh = self._make(table, row, self._ctx.plugins.pick(kinds, row["type"]), private=private)

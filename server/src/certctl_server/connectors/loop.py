@@ -15,10 +15,31 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from certctl_core.errors import ConnectorError
+from certctl_core.run import LeaseLost
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 LATE = 1.0
 """Seconds without a turn after which the loop counts as blocked."""
+PATIENCE = 2.0
+"""Seconds that calls have to end once they are cancelled."""
+
+
+class ConnectorBug(Exception):
+    """A connector raised what it may not; ``error`` is that."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.error = error
+
+
+class _Ours(Exception):
+    """An error of our own side on its way through a connector."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class ConnectorLoop:
@@ -28,6 +49,7 @@ class ConnectorLoop:
         self.main = asyncio.get_running_loop()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="connectors", daemon=True)
+        self._ended = asyncio.Event()
         self._turned = time.monotonic()
         self._watch: asyncio.Task[None] | None = None
         self.blocked: str | None = None
@@ -45,20 +67,39 @@ class ConnectorLoop:
             self._watch.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watch
+        self._loop.call_soon_threadsafe(self._end)
         with suppress(TimeoutError):
-            async with asyncio.timeout(2):
-                await self.call(self._cancel_all)
-        self._loop.call_soon_threadsafe(self._loop.stop)
+            async with asyncio.timeout(PATIENCE):
+                await self._ended.wait()
+        with suppress(RuntimeError):  # it is closed by now
+            self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return what ``work`` comes to over there; cancelling the caller cancels it."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), self._loop))
+        """Return what ``work`` comes to over there; cancelling the caller cancels it.
+
+        Raises:
+            ConnectorError: as the connector raised it, like LeaseLost and TimeoutError.
+            ConnectorBug: it raised anything else.
+        """
+        try:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), self._loop))
+        except _Ours as exc:
+            raise exc.error from exc
+        except (ConnectorError, LeaseLost, TimeoutError):
+            raise
+        except Exception as exc:
+            raise ConnectorBug(exc) from exc
 
     async def back(self, work: Callable[[], Awaitable[T]]) -> T:
         """Return what ``work`` comes to on the main loop, where the database is; called from over there."""
 
         async def there() -> T:
-            return await work()
+            try:
+                return await work()
+            except (ConnectorError, LeaseLost):
+                raise
+            except Exception as exc:
+                raise _Ours(exc) from exc
 
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), self.main))
 
@@ -66,16 +107,18 @@ class ConnectorLoop:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
         self._loop.close()
+        with suppress(RuntimeError):  # nobody waits if the main loop is closed as well
+            self.main.call_soon_threadsafe(self._ended.set)
 
     def _turn(self) -> None:
         self._turned = time.monotonic()
         self._loop.call_later(LATE / 4, self._turn)
 
-    async def _cancel_all(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+    def _end(self) -> None:
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _: self._loop.stop())
 
     async def _watching(self) -> None:
         while True:

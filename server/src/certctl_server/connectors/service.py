@@ -20,7 +20,7 @@ from certctl_core.plugins import Plugins
 from certctl_server import db
 from certctl_server.audit.record import Actor, audited
 from certctl_server.auth.principal import Req, actor_of
-from certctl_server.connectors.config import hide, merged, seal, sealed_keys, unseal
+from certctl_server.connectors.config import Raw, hide, kept_secrets, merged, moved, seal, sealed_keys, unseal
 from certctl_server.connectors.tables import Configured
 from certctl_server.context import Context, context_of
 from certctl_server.crud import missing_references, one
@@ -308,7 +308,12 @@ async def _columns(family: Family, request: Req, row_id: str, values: Row, befor
     if faults:
         raise invalid(faults)
     model, where, had = family.model(ctx.plugins, type_), family.where(row_id), json.loads(old["config"])
-    config = seal(model, merged(model, had, given or {}), ctx.cipher, where)
+    mixed = merged(model, had, given or {})
+    kept = kept_secrets(mixed)
+    if before and kept and (why := _elsewhere(ctx, where, (before, had), (values | {"type": type_}, mixed))):
+        # Whoever may change where a connector calls does not thereby get what it says there.
+        raise invalid({f"config.{key}": f"must be sent again: {why} has changed" for key in kept})
+    config = seal(model, mixed, ctx.cipher, where)
     verdict = assess(family, ctx, type_, config, where)
     # A connector that became stricter must not keep a client from changing the name.
     if verdict.faults and (given is not None or type_ != old["type"]):
@@ -322,6 +327,22 @@ async def _columns(family: Family, request: Req, row_id: str, values: Row, befor
         "config_warnings": json.dumps(verdict.warnings),
         "status": _status(verdict, enabled, "" if changed else old["status"]),
     }
+
+
+def _elsewhere(ctx: Context, where: str, old: tuple[Row, Raw], new: tuple[Row, Raw]) -> str:
+    """What makes the row, so far ``old``, speak to somebody else; empty if nothing does."""
+
+    def same(one: Any, other: Any) -> bool:
+        return bool(one == other or _opened(one) == other)
+
+    def _opened(value: Any) -> Any:
+        try:
+            return unseal({"": value}, ctx.cipher, where)[""]
+        except MisconfiguredError:
+            return None
+
+    columns = [name for name in ("type", "agent_id") if name in new[0] and old[0][name] != new[0][name]]
+    return columns[0] if columns else moved(old[1], new[1], same)
 
 
 def _type(family: Family, ctx: Context, values: Row, old: Mapping[str, Any], faults: dict[str, str]) -> str:

@@ -7,6 +7,7 @@ from certctl_server.db.session import close as close
 from certctl_server.db.session import connect as connect
 from certctl_server.db.session import dialect as dialect
 from certctl_server.db.session import fetch as fetch
+from certctl_server.db.session import insert_last as insert_last
 from certctl_server.db.session import moment as moment
 from certctl_server.db.session import now as now
 from certctl_server.db.session import transaction as transaction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextvars import ContextVar
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 Row: TypeAlias = dict[str, Any]
 _engine: LiteEngine | PgEngine | None = None
 _on_commit: ContextVar[list[Callable[[], object]] | None] = ContextVar("_on_commit", default=None)
+
+_last_rows: ContextVar[dict[Sql, list[Row]] | None] = ContextVar("_last_rows", default=None)
 
 
 async def connect(url: str, tables: Iterable[type[Table]], *, connections: int = 25) -> None:
@@ -86,14 +89,30 @@ async def transaction() -> AsyncIterator[None]:
         yield
         return
     waiting: list[Callable[[], object]] = []
-    token = _on_commit.set(waiting)
+    last_rows: dict[Sql, list[Row]] = {}
+    tokens = _on_commit.set(waiting), _last_rows.set(last_rows)
     try:
         async with engine().transaction():
             yield
+            for sql, rows in last_rows.items():
+                await fetch(sql, json.dumps(rows))
     finally:
-        _on_commit.reset(token)
+        _on_commit.reset(tokens[0])
+        _last_rows.reset(tokens[1])
     for call in waiting:
         call()
+
+
+async def insert_last(sql: Sql, rows: Iterable[Row]) -> None:
+    """Insert ``rows`` by a statement of ``insert_rows``, with all others for it at the end of the present transaction.
+
+    At once if there is none.
+    """
+    last_rows = _last_rows.get()
+    if last_rows is None:
+        await fetch(sql, json.dumps(list(rows)))
+    else:
+        last_rows.setdefault(sql, []).extend(rows)
 
 
 def after_commit(call: Callable[[], object]) -> None:

@@ -9,6 +9,7 @@ import logging
 import re
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import asyncpg
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 EVERY_SECONDS = 0.5
 FULL = 500
 MOST_WAITING = 20_000
+#: So much less may anonymous calls take up, that they never push out those with a key.
+MOST_STRANGERS = 5_000
+MOST_ADDRESSES = 1_000
 #: CRL and OCSP, old and standard, and liveness: read by machines all day long, and open.
 UNRECORDED = re.compile(r"/(health|ready)\Z|/api/v1/(health\Z|crl(/|\Z)|ocsp/)|/\.well-known/pki/")
 POLLS = re.compile(r"/api/v1/agents/([^/]+)/(heartbeat|work)\Z")
@@ -30,6 +34,8 @@ class CallLog:
 
     def __init__(self) -> None:
         self._waiting: list[Event] = []
+        self._counted: dict[str, Event] = {}
+        self._minute = ""
         self._polled: dict[tuple[str, str, str], None] = {}
         self._ring = asyncio.Event()
 
@@ -44,6 +50,39 @@ class CallLog:
         if len(self._waiting) >= FULL:
             self._ring.set()
 
+    def add_stranger(self, event: Event) -> None:
+        """Take a call without a key; one too many at a time is counted only."""
+        if len(self._waiting) < MOST_STRANGERS:
+            self.add(event)
+        else:
+            self.count(event)
+
+    def count(self, event: Event) -> None:
+        """Count a call that led nowhere: one row an address and minute, which says how its first call was.
+
+        Addresses beyond 1,000 a minute share one row, whose ``remote_addr`` is empty.
+        """
+        self._close_minute()
+        address = str(event.details["remote_addr"])
+        if address not in self._counted and len(self._counted) >= MOST_ADDRESSES:
+            address = ""
+        first = self._counted.get(address)
+        if first is None:
+            told = {name: event.details[name] for name in ("method", "path", "status")}
+            told |= {"remote_addr": address, "minute": self._minute, "calls": 0}
+            first = Event(replace(event.actor, request_id=""), "api_refused", "api", event.resource_id, told)
+        self._counted[address] = replace(first, details={**first.details, "calls": first.details["calls"] + 1})
+
+    def _close_minute(self, *, early: bool = False) -> None:
+        """Hand the counts of a minute that is over on; while the database takes nothing, they grow on instead."""
+        minute = datetime.now(UTC).isoformat()[:16]
+        if minute == self._minute and not early:
+            return
+        self._minute = minute
+        if len(self._waiting) < MOST_STRANGERS:
+            self._waiting += self._counted.values()
+            self._counted = {}
+
     def _is_repeated(self, event: Event) -> bool:
         hour = datetime.now(UTC).isoformat()[:13]
         key = (event.actor.name, event.resource_id, hour)
@@ -54,8 +93,9 @@ class CallLog:
         self._polled[key] = None
         return False
 
-    async def flush(self) -> None:
-        """Write what waits; what the database did not take waits on."""
+    async def flush(self, *, last: bool = False) -> None:
+        """Write what waits; what the database did not take waits on. ``last`` does not wait for the minute's end."""
+        self._close_minute(early=last)
         waiting, self._waiting = self._waiting, []
         for start in range(0, len(waiting), FULL):
             try:
@@ -77,7 +117,7 @@ class CallLog:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            await self.flush()
+            await self.flush(last=True)
 
     async def _run(self) -> None:
         while True:

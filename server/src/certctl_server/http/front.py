@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 
 from litestar.datastructures import Headers, MutableScopeHeaders
 from litestar.enums import ScopeType
@@ -36,7 +37,8 @@ SECURITY = {
 }
 STRICT = "max-age=31536000"
 CONTENT_POLICY = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-EMPTY_BODY = hashlib.sha256().hexdigest()
+PATH_CHARACTERS = 512
+Pace: TypeAlias = Callable[[Scope], None]
 
 
 def is_api(path: str) -> bool:
@@ -46,24 +48,41 @@ def is_api(path: str) -> bool:
 
 def _storable(path: str) -> str:
     """PostgreSQL keeps neither U+0000 nor half characters; a path with them is refused, not lost from the trail."""
-    return path.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    return path[:PATH_CHARACTERS].replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
+def _is_recorded(method: str, path: str) -> bool:
+    return method != "OPTIONS" and is_api(path) and not UNRECORDED.match(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Apps:
+    """Who answers what."""
+
+    api: ASGIApp
+    mounts: Mapping[str, ASGIApp]
+    """By path prefix, applications that answer without routing, keys or rate limit of ours."""
+    pages: ASGIApp | None
+    """Answers what is no API path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for every exchange."""
+
+    max_body_size: int
+    origins: CrossOrigin
+    pace: Pace
+    """Raises Refused for an address that calls too fast."""
 
 
 class Front:
-    """An ASGI application around the API's.
+    """An ASGI application around the API's."""
 
-    ``mounts`` are applications that answer below a path prefix without routing, keys or rate limit of ours;
-    ``pages`` answers what is no API path.
-    """
-
-    def __init__(
-        self, ctx: Context, api: ASGIApp, calls: CallLog, *, mounts: Mapping[str, ASGIApp], pages: ASGIApp | None
-    ) -> None:
+    def __init__(self, ctx: Context, apps: Apps, calls: CallLog, pace: Pace) -> None:
         self._ctx = ctx
-        self._api = api
-        self._mounts = dict(mounts)
-        self._pages = pages
-        self._origins = CrossOrigin(ctx.settings.cors_origins)
+        self._apps = apps
+        self._terms = Terms(ctx.settings.max_body_size, CrossOrigin(ctx.settings.cors_origins), pace)
         self.calls = calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,10 +90,10 @@ class Front:
         if scope["type"] == ScopeType.HTTP:
             await self._answer(scope, receive, send)
         else:
-            await self._api(scope, receive, send)
+            await self._apps.api(scope, receive, send)
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._ctx.settings.max_body_size, self._origins)
+        exchange = Exchange(scope, receive, send, self._terms)
         try:
             await self._route(scope, exchange)
         except Refused as refused:
@@ -86,7 +105,7 @@ class Front:
         path = scope["path"]
         exchange.check()
         if scope["method"] == "OPTIONS":
-            await exchange.answer(HTTPStatus.NO_CONTENT, b"", self._origins.preflight(scope))
+            await exchange.answer(HTTPStatus.NO_CONTENT, b"", self._terms.origins.preflight(scope))
             return
         if "\0" in path:
             raise Refused(HTTPStatus.BAD_REQUEST, "The path holds the character U+0000")
@@ -102,10 +121,10 @@ class Front:
         await self._app(path)(scope, exchange.receive, exchange.send)
 
     def _app(self, path: str) -> ASGIApp:
-        for prefix, app in self._mounts.items():
+        for prefix, app in self._apps.mounts.items():
             if path.startswith(prefix):
                 return app
-        return self._pages if self._pages and not is_api(path) else self._api
+        return self._apps.pages if self._apps.pages and not is_api(path) else self._apps.api
 
     def _note(self, scope: HTTPScope, exchange: Exchange) -> None:
         milliseconds = round((time.perf_counter() - exchange.started) * 1000, 3)
@@ -123,7 +142,7 @@ class Front:
                 "actor": principal.name,
             },
         )
-        if exchange.method == "OPTIONS" or not is_api(path) or UNRECORDED.match(path):
+        if not _is_recorded(exchange.method, exchange.path):
             return
         details = {
             "method": exchange.method,
@@ -135,7 +154,12 @@ class Front:
         }
         action = f"api_{'get' if exchange.method == 'HEAD' else exchange.method.lower()[:32]}"
         event = Event(principal.actor(id), action, "api", path[:255], details)
-        self.calls.add(event, idle=self._is_idle(principal, scope, exchange))
+        if principal != NOBODY:
+            self.calls.add(event, idle=self._is_idle(principal, scope, exchange))
+        elif "user" in scope and exchange.status != HTTPStatus.TOO_MANY_REQUESTS:
+            self.calls.add_stranger(event)
+        else:
+            self.calls.count(event)
 
     @staticmethod
     def _is_idle(principal: Principal, scope: HTTPScope, exchange: Exchange) -> bool:
@@ -149,12 +173,13 @@ class Front:
 class Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: HTTPScope, receive: Receive, send: Send, limit: int, origins: CrossOrigin) -> None:
+    def __init__(self, scope: HTTPScope, receive: Receive, send: Send, terms: Terms) -> None:
         self.started = time.perf_counter()
         self.method, self.path = scope["method"], scope["path"]
         self.status = 0
         self._scope, self._receive, self._send = scope, receive, send
-        self._limit, self._origins = limit, origins
+        self._terms, self._limit = terms, terms.max_body_size
+        self._paced = self._overruled = False
         self._hash: Any = None
         self._taken = 0
         scope["state"] = {**(scope.get("state") or {})}
@@ -189,12 +214,28 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Pass on the answer, with what every answer carries; without its body if that was not asked for."""
+        if not self.status and await self._is_too_fast():
+            self._overruled = True
+        if self._overruled:
+            return
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._stamp(MutableScopeHeaders.from_message(message))
         elif message["type"] == "http.response.body" and self._scope["state"].get("head"):
             message = {**message, "body": b""}
         await self._send(message)
+
+    async def _is_too_fast(self) -> bool:
+        """Count an answer to what no guard saw (no route, no method, no sense) and answer 429 instead, if need be."""
+        if self._paced or "user" in self._scope or not _is_recorded(self.method, self.path):
+            return False
+        self._paced = True
+        try:
+            self._terms.pace(self._scope)
+        except Refused as refused:
+            await self.refuse(refused)
+            return True
+        return False
 
     def _stamp(self, headers: MutableScopeHeaders) -> None:
         headers["X-Request-Id"] = request_id(self._scope)
@@ -206,7 +247,7 @@ class Exchange:
             headers.setdefault("Content-Security-Policy", CONTENT_POLICY)
         if ignored := self._scope["state"].get("ignored_fields"):
             headers["X-Certctl-Ignored-Fields"] = ignored_header(ignored)
-        for name, value in self._origins.headers(self._scope, self.path).items():
+        for name, value in self._terms.origins.headers(self._scope, self.path).items():
             headers[name] = value
 
     async def answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:

@@ -19,6 +19,8 @@ from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs.create import lane_of_issuer
 
 CONCURRENCY = 25
+RESERVED = frozenset({"iss-local"})
+"""The server's own certificate comes from it."""
 LIMIT = db.Sql(
     "INSERT INTO lane (name, concurrency) VALUES ($1, $2)"
     " ON CONFLICT (name) DO UPDATE SET concurrency = excluded.concurrency"
@@ -73,6 +75,8 @@ def _lies_in(home: Path, path: Path) -> bool:
 
 
 async def _written(change: Change) -> None:
+    if change.id in RESERVED and change.changed("type", "enabled"):
+        raise conflict(f"Issuer {change.id} signs the server's own certificate: its type and enabled stay as they are")
     if change.changed("type") and await db.fetch(USED, change.id):
         raise conflict("The type of an issuer in use stays as it is")
     limits = json.loads(change.after["limits"]) if change.after["limits"] else {}
@@ -109,8 +113,7 @@ ISSUERS = Family(
     more=("last_tested_at", "limits"),
     json=frozenset({"limits"}),
     optional=frozenset({"last_tested_at", "limits"}),
-    # The server's own certificate comes from it.
-    reserved=frozenset({"iss-local"}),
+    reserved=RESERVED,
     unsafe=_unsafe,
     written=_written,
     removing=_removing,

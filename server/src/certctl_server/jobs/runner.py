@@ -28,17 +28,20 @@ from certctl_core.run import LeaseLost
 from certctl_server import db
 from certctl_server.certificates.status import hold
 from certctl_server.connectors.instances import LONGEST_CALL, Instances
-from certctl_server.connectors.loop import ConnectorLoop
+from certctl_server.connectors.loop import ConnectorBug, ConnectorLoop
 from certctl_server.connectors.run import JobRun
 from certctl_server.context import Context
 from certctl_server.jobs import bell, intents, issue
 from certctl_server.jobs.failure import order_failed
 from certctl_server.jobs.revoke import revoke, untold
 from certctl_server.jobs.state import Claimed, beat, claim, end, mine, release
+from certctl_server.leader import TROUBLE
 from certctl_server.notices import service as notices
 from certctl_server.notices.send import send
 
 log = logging.getLogger(__name__)
+ROOM = 4
+"""How many times a lane's usual concurrency fits into one process: a slow CA does not take all of it."""
 Work: TypeAlias = Callable[["Attempt"], Awaitable[None]]
 CAUSES = {
     TransientError: Cause.TRANSIENT,
@@ -130,8 +133,7 @@ class Runner:
             await asyncio.wait(tasks, timeout=5)
         for task in self._tasks:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.instances.aclose()
         await self.loop.stop()
 
@@ -141,20 +143,24 @@ class Runner:
             self._wake.clear()
             try:
                 await self._claim_all()
-            except (*db.UNREACHABLE, RuntimeError) as exc:
+            except Exception as exc:
+                # A worker that claims no more is a fleet that expires: it goes on whatever happened.
                 log.warning("jobs cannot be claimed", exc_info=exc)
                 await asyncio.sleep(1)
                 self._wake.set()
 
     async def _claim_all(self) -> None:
-        lease = self._ctx.settings.job.lease
+        lease, room = self._ctx.settings.job.lease, ROOM * self._ctx.settings.renewal_concurrency
         for lane in list(self._wanted):
-            free = self._ctx.settings.renewal_concurrency - len(self._running)
+            free = room - len(self._running)
             if free <= 0 or self._draining:
                 return
-            claimed = await claim(self.owner, lane, limit=free, lease=lease)
-            if len(claimed) < free:
-                self._wanted.pop(lane, None)
+            # Nobody takes more than half of what is free while others wait, and who was served goes last.
+            limit = free if len(self._wanted) == 1 else max(1, free // 2)
+            self._wanted.pop(lane, None)
+            claimed = await claim(self.owner, lane, limit=limit, lease=lease)
+            if len(claimed) == limit:
+                self.look(lane)
             for job in claimed:
                 task = asyncio.create_task(self._run(job), name=f"{job.type} {job.id}")
                 self._running[job.id] = job, task
@@ -173,7 +179,7 @@ class Runner:
                 continue
             try:
                 alive = await beat(self.owner, [job.id for job, _ in ours], lease=lease)
-            except (*db.UNREACHABLE, RuntimeError) as exc:
+            except Exception as exc:
                 log.warning("leases cannot be extended", extra={"jobs": len(ours)}, exc_info=exc)
                 continue
             if gone := {task: job for job, task in ours if alive.get(job.id) != job.fence}:
@@ -202,13 +208,13 @@ class Runner:
             if self._draining:
                 await release(mine(job), reason="the process stopped", crashed=False)
             raise
+        except TROUBLE as exc:
+            log.warning("job left to its lease: the database has trouble", extra={"job": job.id}, exc_info=exc)
         except Exception as exc:
-            if isinstance(exc, db.UNREACHABLE):
-                log.warning("job left to its lease: the database is gone", extra={"job": job.id}, exc_info=exc)
-                return
-            log.exception("connector bug", extra={"job": job.id, "type": job.type})
-            who = await self._culprit(job)
-            await self._failed(job, Cause.BUG, f"bug in {who}: {type(exc).__name__}: {exc}", None)
+            log.exception("bug", extra={"job": job.id, "type": job.type})
+            who = await self._culprit(job) if isinstance(exc, ConnectorBug) else "certctl-server"
+            said = str(exc) if isinstance(exc, ConnectorBug) else f"{type(exc).__name__}: {exc}"
+            await self._failed(job, Cause.BUG, f"bug in {who}: {said}", None)
 
     async def _culprit(self, job: Claimed) -> str:
         with suppress(ConnectorError):

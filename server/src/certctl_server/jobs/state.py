@@ -289,12 +289,13 @@ async def retry_due(now: datetime) -> list[db.Row]:
 
 
 async def cancel(where: Combinable, *, actor: Actor, reason: str, states: Sequence[JobState] = ()) -> list[db.Row]:
-    """Cancel every open job that matches; one that runs loses its lease, and with it its task."""
+    """Cancel every open job that matches, or those in ``states``; one that runs loses its lease and so its task."""
     moved: list[db.Row] = []
     open_states = states or (JobState.PENDING, JobState.AWAITING_CSR, JobState.AWAITING_APPROVAL, JobState.RUNNING)
     async with db.transaction():
         for old in open_states:
             moved += await move(where, old, JobState.CANCELLED, actor=actor, last_error=reason, fence=Job.fence + 1)
-        waiting = where & Job.place.is_not_null()
-        moved += await move(waiting, JobState.FAILED, JobState.CANCELLED, actor=actor, last_error=reason)
+        if not states:
+            waiting = where & Job.place.is_not_null()
+            moved += await move(waiting, JobState.FAILED, JobState.CANCELLED, actor=actor, last_error=reason)
     return moved

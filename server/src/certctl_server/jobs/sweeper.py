@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from certctl_core.job import JobState, JobType
@@ -34,11 +36,13 @@ AGENT = "agent:"
 class Sweeper:
     """The loops ``jobs``, ``job retry`` and ``job timeouts``. ``alone``: no other process can own a lease."""
 
-    def __init__(self, runner: Runner, lease: timedelta, *, alone: bool) -> None:
+    def __init__(
+        self, runner: Runner, lease: timedelta, *, alone: bool, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._runner = runner
         self._lease = lease
         self._alone = alone
-        self._stillness = Stillness()
+        self._stillness = Stillness(monotonic)
 
     async def sweep(self, leadership: Leadership) -> datetime | None:
         """Take over what the dead left behind and ring for every lane with due jobs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ import msgspec
 from certctl_server import db
 from certctl_server.body import ID, Name
 from certctl_server.certificates.status import settle
+from certctl_server.connectors.config import spellings
 from certctl_server.connectors.service import Change, Family, Given, assess
 from certctl_server.context import Context
 from certctl_server.jobs import bell
@@ -52,12 +53,30 @@ class TargetBody(msgspec.Struct):
 
 def _unsafe(given: Given) -> Mapping[str, str]:
     """Agents run argument lists and never a shell, but older ones pass the text on to one."""
-    commands = {key: text for key, text in given.raw.items() if key.endswith("_command") and isinstance(text, str)}
-    return {
-        key: f"holds a character that shells act on, or more than {COMMAND_CHARACTERS} characters"
-        for key, text in commands.items()
+    known = {key.casefold(): key for key in spellings(given.model)}
+    misspelt = {
+        key: f"is spelt {known[key.casefold()]}"
+        for key in given.raw
+        if known.get(key.casefold(), key) != key and key not in known.values()
+    }
+    return misspelt | {
+        path: f"holds a character that shells act on, or more than {COMMAND_CHARACTERS} characters"
+        for path, text in _commands(given.raw, "", inside=False)
         if SHELL.search(text) or len(text) > COMMAND_CHARACTERS
     }
+
+
+def _commands(value: Any, path: str, *, inside: bool) -> Iterator[tuple[str, str]]:
+    """Every text that lies in an option whose name says that it is a command, in any case and at any depth."""
+    if isinstance(value, str) and inside:
+        yield path, value
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _commands(each, f"{path}[{index}]", inside=inside)
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            is_command = inside or key.casefold().endswith("command")
+            yield from _commands(each, f"{path}.{key}".lstrip("."), inside=is_command)
 
 
 async def _written(change: Change) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from certctl_server.db.migrations.spread import told_to_sqlite
 from certctl_server.db.sql import Dialect
 
 NAMED = "id TEXT PRIMARY KEY, name TEXT NOT NULL"
@@ -328,8 +329,11 @@ JOBS = [
     "CREATE INDEX job_leased ON job (lease_until) WHERE lease_until IS NOT NULL",
     "CREATE INDEX job_owner ON job (owner) WHERE lease_until IS NOT NULL",
     "CREATE INDEX job_offer ON job (agent_id, offer_at, id) WHERE offer_at IS NOT NULL",
-    "CREATE INDEX job_unverified ON job (completed_at) WHERE type = 'Deployment' AND status = 'Completed'"
-    " AND verification_status = 'pending'",
+    _index(
+        "job",
+        "completed_at",
+        where="type = 'Deployment' AND status = 'Completed' AND verification_status = 'pending'",
+    ),
     "CREATE INDEX job_next_retry ON job (next_retry_at) WHERE next_retry_at IS NOT NULL",
     _index("job", "created_at", "id"),
     *(
@@ -365,6 +369,10 @@ JOBS = [
         "agent_id TEXT NOT NULL REFERENCES agent (id) ON DELETE CASCADE",
         "csr_sha256 TEXT NOT NULL",
         "csr_pem TEXT NOT NULL",
+        "names_sha256 TEXT NOT NULL",
+        "public_key_sha256 TEXT NOT NULL",
+        "key_algorithm TEXT NOT NULL",
+        "key_size INTEGER NOT NULL",
         "until TIMESTAMPTZ NOT NULL",
         "PRIMARY KEY (agent_id, csr_sha256)",
     ),
@@ -565,46 +573,6 @@ def _append_only_sqlite() -> list[str]:
     ]
 
 
-#: Rows of a big installation by table, and how many of them one value of an index's first column leads to.
-#: SQLite knows neither on an empty file, guesses ten, and then walks through all jobs of one type.
-SPREAD: dict[str, tuple[int, dict[str, int]]] = {
-    "job": (
-        200_000,
-        {
-            "status": 60_000,
-            "type": 60_000,
-            "certificate_id": 4,
-            "target_id": 400,
-            "agent_id": 2_000,
-        },
-    ),
-    "certificate": (
-        100_000,
-        {
-            "status": 30_000,
-            "environment": 30_000,
-            "owner_id": 5_000,
-            "team_id": 5_000,
-            "issuer_id": 60_000,
-            "renewal_policy_id": 60_000,
-            "certificate_profile_id": 60_000,
-            "common_name": 2,
-        },
-    ),
-}
-
-
-def _spread_sqlite() -> list[str]:
-    """Tell SQLite what ANALYZE would find later on, so that every installation has the same plans from the start."""
-    told = [
-        f"('{table}', '{table}_{column}_created_at_id', '{rows} {each} 1 1')"
-        for table, (rows, columns) in SPREAD.items()
-        for column, each in columns.items()
-    ]
-    into = f"INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES {', '.join(told)}"  # noqa: S608  # names and numbers
-    return ["ANALYZE", into, "ANALYZE sqlite_schema"]
-
-
 def _by_code_point(statement: str) -> str:
     """Sort and compare text as SQLite does, whatever the locale of the database, and let indexes serve for it."""
     return re.sub(r"\b(TEXT)(?= (?:NOT NULL|NULL|PRIMARY KEY)\b)", r'\1 COLLATE "C"', statement)
@@ -625,4 +593,4 @@ def statements(dialect: Dialect) -> list[str]:
         *LISTS,
         *_audit(dialect),
     ]
-    return [_by_code_point(statement) for statement in found] if dialect == "postgres" else found + _spread_sqlite()
+    return [_by_code_point(statement) for statement in found] if dialect == "postgres" else found + told_to_sqlite()
