@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from datetime import timedelta
 
 import pytest
@@ -98,6 +99,34 @@ def test_an_agent_toml_that_others_may_write_is_refused(tmp_path):
     file.chmod(0o664)
     with pytest.raises(MisconfiguredError, match="chmod go-w"):
         allowed.read(file)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777], ids=["group", "others", "sticky"])
+def test_an_agent_toml_in_a_directory_that_others_may_write_to_is_refused(tmp_path, mode):
+    directory = tmp_path / "etc"
+    directory.mkdir()
+    (directory / "agent.toml").write_text("directories = []\n")
+    (directory / "agent.toml").chmod(0o600)
+    directory.chmod(mode)
+    with pytest.raises(MisconfiguredError, match=r"etc can be written by others"):
+        allowed.read(directory / "agent.toml")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("given", ["file", "directory"])
+def test_an_agent_toml_of_another_user_is_refused(tmp_path, given):
+    directory = tmp_path / "etc"
+    directory.mkdir(mode=0o755)
+    (directory / "agent.toml").write_text("directories = []\n")
+    os.chown(directory if given == "directory" else directory / "agent.toml", 12345, 12345)
+    with pytest.raises(MisconfiguredError, match="belongs neither to root nor to this user"):
+        allowed.read(directory / "agent.toml")
+
+
+def test_a_pipe_in_place_of_agent_toml_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "agent.toml", 0o600)
+    with pytest.raises(MisconfiguredError, match="no plain file"):
+        allowed.read(tmp_path / "agent.toml")
 
 
 def test_without_agent_toml_nothing_is_allowed(tmp_path):

@@ -7,6 +7,7 @@ from certctl_server.agents.proof import presume
 from certctl_server.jobs.tables import Job
 from certctl_server.leader import Leadership
 from certctl_server.notices.tables import Notifier
+from certctl_server.settings import Auth
 
 
 async def leader():
@@ -166,6 +167,44 @@ async def test_reserved_ids_are_no_agents(client, grounds, id):
     assert answer.status_code == 409
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["system", "Anonymous", "admin", "local", "api-key-user", "est-client", "deploy", "et-1", "key-0197"],
+)
+@pytest.mark.parametrize("field", ["id", "name"])
+async def test_no_agent_takes_the_name_of_another_actor(ctx, client, grounds, field, word):
+    ctx.settings = ctx.settings.model_copy(update={"auth": Auth(named_keys="deploy:k3y")})
+    body = {"id": "ag-1", "name": "web", "hostname": "h", field: word}
+    answer = await client.post("/api/v1/agents", json=body)
+    assert (answer.status_code, "reserved" in answer.json()["message"]) == (409, True)
+
+
+HARMFUL = ["a\x1b[2Jb", "a\u202eb", "a\nb", "a\u2066b", "a\x7f", "a\u200bb", "a\x85b"]
+
+
+@pytest.mark.parametrize("text", HARMFUL, ids=ascii)
+async def test_texts_of_agents_that_move_a_cursor_or_turn_text_around_are_refused(fleet, text):
+    for field in ("name", "hostname", "os", "architecture", "ip_address", "version"):
+        body = {"id": "ag-9", "name": "n", "hostname": "h", field: text}
+        answer = await fleet.people.post("/api/v1/agents", json=body)
+        assert (answer.status_code, answer.json()["details"]) == (
+            400,
+            [{"field": field, "message": "holds characters that do not show"}],
+        )
+    machine = await fleet.machine("ag-1")
+    for said in ({"hostname": text}, {"version": text}, {"capabilities": [text]}, {"boot_id": text}):
+        assert (await machine.http.post(f"{machine.path}/heartbeat", json=said)).status_code == 400
+
+
+@pytest.mark.parametrize("text", HARMFUL, ids=ascii)
+async def test_names_show_what_they_are(client, grounds, text):
+    for path in ("teams", "profiles", "auth/keys"):
+        answer = await client.post(f"/api/v1/{path}", json={"name": text, "role": "viewer"})
+        assert answer.status_code == 400
+        assert {"field": "name", "message": "holds characters that do not show"} in answer.json()["details"]
+    assert (await client.post("/api/v1/teams", json={"name": "Größe 日本 \u200d!"})).status_code == 201
+
+
 async def test_an_enrolment_token_registers_as_often_as_it_may_and_nothing_else(client, connect, grounds):
     token = (await client.post("/api/v1/agents/tokens", json={"name": "t", "max_uses": 2})).json()
     async with connect(token["token"]) as stranger:
@@ -243,7 +282,7 @@ async def test_a_key_that_was_rotated_lasts_until_the_new_one_is_used(fleet):
 async def test_the_trail_names_the_keys_of_a_rotation_and_the_id_of_a_token(fleet):
     machine = await fleet.machine("ag-1")
     await machine.http.post(f"{machine.path}/rotate-key")
-    token = await fleet.post("agents/tokens", name="t")
+    token = (await fleet.post("agents/tokens", name="t")).json()
     keys = await db.fetch(db.Sql("SELECT id, replaces FROM api_key WHERE agent_id = 'ag-1' ORDER BY created_at"))
     [rotated] = (await fleet.get("audit?action=key_rotated"))["data"]
     assert (rotated["resource_type"], rotated["resource_id"]) == ("api_key", keys[0]["id"])

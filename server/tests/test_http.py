@@ -153,6 +153,26 @@ async def test_nul_and_what_is_no_text_are_refused(client, path):
     assert (await client.get(path)).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/v1/agents/ag-1/work?foo=1"),
+        ("GET", f"{TEAMS}/t-1?foo=1"),
+        ("GET", f"{TEAMS}?foo=1"),
+        ("POST", f"{TEAMS}?foo=1"),
+        ("DELETE", f"{TEAMS}/t-1?foo=1&_=2"),
+        ("GET", "/api/v1/auth/info?foo=1"),
+    ],
+)
+async def test_parameters_that_a_route_does_not_know_are_refused(client, method, path):
+    answer = await client.request(method, path)
+    assert (answer.status_code, answer.json()["details"]) == (400, [{"field": "foo", "message": "is unknown"}])
+
+
+async def test_a_cache_buster_is_no_parameter(client):
+    assert (await client.get("/api/v1/auth/check?_=1")).status_code == 200
+
+
 async def test_a_refused_path_is_in_the_trail_all_the_same(client, calls):
     await client.get(f"{TEAMS}/a%00b")
     [row] = await calls()
@@ -243,6 +263,9 @@ class TestUnderARateLimit:
         assert (row["actor"], row["action"], row["resource_id"]) == ("anonymous", "api_refused", long[:255])
         assert datetime.fromisoformat(f"{minute}:00Z")
 
+    async def test_a_path_outside_the_api_that_nobody_answers_counts_too(self, connect):
+        assert [(await connect().get("/nowhere")).status_code for _ in range(4)] == [404, 404, 404, 429]
+
     async def test_liveness_is_never_limited(self, connect):
         for path in ("/health", "/ready"):
             assert {(await connect().get(path)).status_code for _ in range(6)} == {200}
@@ -292,7 +315,7 @@ def test_only_trusted_proxies_say_whom_they_speak_for(peer, forwarded, found):
 
 async def test_every_call_is_written_down(client, connect, calls):
     body = b'{"name": "x"}'
-    made = await client.post(f"{TEAMS}?a=b", content=body)
+    made = await client.post(f"{TEAMS}?_=b", content=body)
     await client.get(f"{TEAMS}?page=1")
     await client.head(TEAMS)
     await connect().get(TEAMS)
@@ -321,7 +344,7 @@ async def test_every_call_is_written_down(client, connect, calls):
 
 
 async def test_polls_that_find_nothing_are_one_row_an_hour(ctx, monkeypatch):
-    @get("/api/v1/agents/{id:str}/work", opt={"roles": OWN_AGENT})
+    @get("/api/v1/agents/{id:str}/work", opt={"roles": OWN_AGENT, "query": {"empty"}})
     async def work(request: Req, id: FromPath[str]) -> dict[str, bool]:
         if "empty" in request.query_params:
             mark_idle(request)
@@ -392,7 +415,7 @@ async def test_calls_wait_while_the_database_takes_none(app, client, database, t
 
 async def test_the_access_log_tells_the_route_and_no_secret(client, caplog):
     with caplog.at_level(logging.INFO, "certctl_server.access"):
-        await client.get(f"{TEAMS}/t-1?secret=hunter2", headers={"X-Request-ID": "mine"})
+        await client.get(f"{TEAMS}/t-1?_=hunter2", headers={"X-Request-ID": "mine"})
     [line] = [record for record in caplog.records if record.name == "certctl_server.access"]
     assert (line.route, line.method, line.status, line.actor) == (f"{TEAMS}/{{id}}", "GET", 404, "ada")
     assert line.client_request == "mine"

@@ -3,11 +3,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from certctl_core import plugins
 from certctl_core.config import ConnectorConfig
 from certctl_core.issuer import Issuer as IssuerConnector
+from certctl_sdk import profile_file
 from certctl_sdk.http import Client
 from certctl_sdk.testing.http_peer import HttpPeer, Reply
-from certctl_server import db
+from certctl_server import db, sealing, start, tls
 from certctl_server.audit.tables import AuditEvent
 from certctl_server.certificates.tables import Certificate
 from certctl_server.connectors.refresh import refresh_all
@@ -211,6 +213,36 @@ async def test_files_outside_the_data_directory_are_unsafe(client, ctx, path):
     assert (await client.post(PATH, json=body | {"config": inside})).status_code == 201
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(sealing.KEY_FILE, start.ADMIN_KEY_FILE, start.TOKEN_FILE, start.LOCK_FILE, profile_file.NAME),
+        *(tls.PAIR_FILE, tls.CA_FILE, "certctl.db", "certctl.db-wal", "link"),
+    ],
+)
+async def test_certctls_own_files_are_no_issuers(client, ctx, name):
+    (ctx.settings.data_dir / "link").symlink_to(ctx.settings.data_dir / sealing.KEY_FILE)
+    body = {"name": "x", "type": "StepCA", "config": {"root_cert_path": str(ctx.settings.data_dir / name)}}
+    answer = await client.post(PATH, json=body)
+    assert (answer.status_code, fields(answer)) == (400, ["config.root_cert_path"])
+
+
+async def test_a_test_names_the_option_that_cannot_be_read_and_no_path(client, ctx, engine):
+    ctx.plugins.issuers["GenericCA"] = plugins.load().issuers["GenericCA"]
+    paths = {name: str(ctx.settings.data_dir / f"secret-place-{name}") for name in ("ca_cert_path", "ca_key_path")}
+    await made(client, type="GenericCA", config=paths)
+    answer = await client.post(f"{PATH}/iss-1/test")
+    assert answer.status_code == 503
+    assert "ca_cert_path" in answer.json()["message"]
+    assert "secret-place" not in answer.text
+
+
+async def test_options_are_bounded_in_number(client):
+    config = {"ca_url": "https://ca", "many": [1] * 5_000}
+    answer = await client.post(PATH, json={"name": "x", "type": "StepCA", "config": config})
+    assert (answer.status_code, fields(answer)) == (400, ["config"])
+
+
 async def test_limits_are_kept_and_bound_the_lane(client):
     limits = {"max_concurrent": 3, "rates": [{"count": 300, "per_seconds": 10800, "scope": "account"}]}
     lane = db.Sql("SELECT concurrency FROM lane WHERE name = 'issuer:iss-1'")
@@ -230,7 +262,7 @@ async def test_the_type_of_an_issuer_in_use_stays_and_it_is_not_deleted(client):
     assert (await client.put(f"{PATH}/iss-1", json={"type": "step-ca"})).status_code == 200
     assert (await client.delete(f"{PATH}/iss-1")).status_code == 409
     await Certificate.delete(force=True)
-    assert (await client.put(f"{PATH}/iss-1", json={"type": "Plain"})).json()["config_warnings"]
+    assert (await client.put(f"{PATH}/iss-1", json=body)).json()["config_warnings"]
     await db.fetch(db.Sql("INSERT INTO connector_memory (connector_id, name, value) VALUES ('issuer:iss-1', 'a', 'b')"))
     assert (await client.delete(f"{PATH}/iss-1")).status_code == 204
     assert await db.fetch(db.Sql("SELECT 1 AS x FROM connector_memory")) == []

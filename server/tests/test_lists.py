@@ -7,7 +7,7 @@ from certctl_server.agents.tables import Agent
 from certctl_server.auth.guard import Guard
 from certctl_server.auth.keys import create_key
 from certctl_server.auth.principal import Req, Where
-from certctl_server.auth.roles import ANY_KEY, Role
+from certctl_server.auth.roles import ANY_KEY, LISTED, Role
 from certctl_server.certificates.tables import CertificateVersion
 from certctl_server.discovery.tables import DiscoveredCertificate
 from certctl_server.errors import HANDLERS, Refused
@@ -44,12 +44,12 @@ FOUND = listed(
 )
 
 
-@get("/", opt={"roles": ANY_KEY})
+@get("/", opt={"roles": ANY_KEY, "query": LISTED})
 async def found(request: Req) -> object:
     return await list_response(request, FOUND)
 
 
-@get("/narrow", opt={"roles": ANY_KEY})
+@get("/narrow", opt={"roles": ANY_KEY, "query": LISTED})
 async def narrow(request: Req) -> object:
     return await list_response(request, FOUND, where=Where("item.key_size > {}", (2,)))
 
@@ -362,7 +362,7 @@ async def test_a_total_that_is_known_is_not_counted(ctx):
         Team, lambda row: {"id": row["id"]}, ["id", "created_at"], total=known, filters={"id": equal("item.id")}
     )
 
-    @get("/", opt={"roles": ANY_KEY})
+    @get("/", opt={"roles": ANY_KEY, "query": LISTED})
     async def teams(request: Req) -> object:
         return await list_response(request, spec)
 

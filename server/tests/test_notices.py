@@ -2,9 +2,9 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from certctl_core import plugins
 from certctl_core.config import ConnectorConfig
 from certctl_core.notifier import Notifier as NotifierConnector
-from certctl_notifier_webhook import WebhookNotifier
 from certctl_sdk.http import Client
 from certctl_sdk.testing.http_peer import HttpPeer, Reply
 from certctl_server import db
@@ -90,7 +90,7 @@ async def test_a_notifier_gets_every_event_unless_it_chooses(client):
 
 
 async def test_headers_of_a_webhook_are_sealed_hidden_and_kept(client, ctx):
-    ctx.plugins.notifiers["Webhook"] = WebhookNotifier
+    ctx.plugins.notifiers["Webhook"] = plugins.load().notifiers["Webhook"]
     headers = ["Authorization: Bearer s3cret", "X-Team: platform"]
     config = {"url": "https://hook.example/a", "headers": headers}
     made = await client.post(NOTIFIERS, json={"id": "nt-1", "name": "x", "type": "Webhook", "config": config})

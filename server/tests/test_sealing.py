@@ -148,7 +148,7 @@ async def test_a_lost_key_file_is_not_replaced_by_a_new_one(database, tmp_path):
 
 
 async def test_without_the_variable_a_shared_database_does_not_start(database, tmp_path):
-    with pytest.raises(MisconfiguredError, match="required with PostgreSQL or a broker"):
+    with pytest.raises(MisconfiguredError, match="required with PostgreSQL"):
         await load(settings(tmp_path, url="postgres://db/certctl"))
 
 

@@ -176,9 +176,9 @@ async def let_go():
     return url
 
 
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 async def test_a_shared_database_does_not_start_while_nobody_could_log_in(database, tmp_path):
     scaled = {"data_dir": tmp_path / "data", "database": {"url": await let_go()}, "config_encryption_key": "ab" * 32}
-    scaled |= {"broker_url": "redis://127.0.0.1:1"}
     with pytest.raises(MisconfiguredError, match="nobody could log in"):
         async with start.ground(Settings(**scaled)):
             pass

@@ -5,7 +5,7 @@ import pytest
 from certctl_core.certificate import AGEING, NEXT, Status
 from certctl_server import db
 from certctl_server.certificates.renewal import flips
-from certctl_server.certificates.status import derived, settle
+from certctl_server.certificates.status import Around, derived, settle
 from certctl_server.certificates.tables import Certificate
 from certctl_server.issuers.tables import Issuer
 from certctl_server.leader import Leadership
@@ -27,7 +27,7 @@ class Life:
     """Facts of one certificate, changed only as the API and the engine can change them."""
 
     def __init__(self):
-        self.row, self.failed, self.mapped = dict(START), [], []
+        self.row, self.failed, self.mapped, self.lives = dict(START), [], [], []
 
     def order(self, force):
         if not self.row["archived_at"] and (force or not self.row["revoked_at"]) and not self.row["open_orders"]:
@@ -72,7 +72,7 @@ def test_no_course_of_events_asks_for_a_move_that_is_not_legal(events, imported)
     for name, *args in events:
         getattr(life, name)(*args)
         before = Status(life.row["decided"])
-        settled = derived(life.row, life.failed, life.mapped, NOW)
+        settled = derived(life.row, Around(life.failed, life.mapped, life.lives), NOW)
         after = settled["decided"]
         assert after is before or after in NEXT[before] or {before, after} <= AGEING
         if life.row["open_orders"] or life.row["archived_at"] or life.row["revoked_at"]:
@@ -133,11 +133,13 @@ async def test_flips_follow_the_clock_are_audited_and_say_when_the_next_is(fleet
 
 @pytest.mark.parametrize("table", [Issuer, RenewalPolicy], ids=["issuer", "policy"])
 async def test_due_moments_follow_the_rows_they_hang_on(fleet, table):
-    id, _ = await lives(fleet, 10 * DAY, 80 * DAY)
+    times = {"created_at": db.now(), "updated_at": db.now()}
+    await Issuer.insert(Issuer(id="iss-2", name="other", type="GenericCA", status="ready", **times))
+    id, _ = await lives(fleet, 10 * DAY, 80 * DAY, issuer_id="iss-2")
     due = await Certificate.select(Certificate.renew_due_at).where(Certificate.id == id).first()
     assert due["renew_due_at"] is not None
     if table is Issuer:
-        await fleet.people.put("/api/v1/issuers/iss-local", json={"enabled": False})
+        await fleet.people.put("/api/v1/issuers/iss-2", json={"enabled": False})
     else:
         await fleet.people.put("/api/v1/renewal-policies/rp-default", json={"auto_renew": False})
     row = await Certificate.select(Certificate.renew_due_at).where(Certificate.id == id).first()

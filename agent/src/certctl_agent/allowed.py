@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import stat
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,10 @@ def read(path: Path) -> AgentToml:
     """Return what ``path`` allows; nothing is allowed if there is no such file.
 
     Raises:
-        MisconfiguredError: the file says something that cannot be meant.
+        MisconfiguredError: the file says something that cannot be meant, or others than root and we can change it.
     """
     try:
-        if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise MisconfiguredError(f"{path} can be written by others than its owner: chmod go-w it")
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(_trusted_text(path))
     except FileNotFoundError:
         return AgentToml()
     except (OSError, ValueError) as exc:
@@ -53,6 +53,31 @@ def read(path: Path) -> AgentToml:
         commands={name: _command(path, name, arguments) for name, arguments in commands.items()},
     )
     return AgentToml(allowed, _directories(path, scanned))
+
+
+def _trusted_text(path: Path) -> str:
+    """What is read is what was looked at: both go through the same descriptors, whatever is renamed meanwhile."""
+    # Something that is no file, a pipe for instance, must not keep us waiting for whoever opens its other end.
+    with _opened(path.parent, os.O_DIRECTORY) as directory, _opened(path.name, os.O_NONBLOCK, directory) as file:
+        for descriptor, place in ((directory, path.parent), (file, path)):
+            found = os.fstat(descriptor)
+            if found.st_uid not in {0, os.geteuid()}:
+                raise MisconfiguredError(f"{place} belongs neither to root nor to this user: chown it")
+            if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise MisconfiguredError(f"{place} can be written by others than its owner: chmod go-w it")
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise MisconfiguredError(f"{path} is no plain file")
+        with open(file, encoding="utf-8", closefd=False) as text:
+            return text.read()
+
+
+@contextlib.contextmanager
+def _opened(path: Path | str, flags: int, directory: int | None = None) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags, dir_fd=directory)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _directories(file: Path, found: Any) -> tuple[Path, ...]:

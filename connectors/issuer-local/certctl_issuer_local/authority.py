@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from certctl_issuer_local.leaf import BACKDATING, ONE_SECOND, key_identifier, new_serial
 
+log = logging.getLogger(__name__)
 STORED = "ca"
 ROOT_LIFE = timedelta(days=3650)
 _CA_USAGE = x509.KeyUsage(
@@ -82,12 +84,21 @@ class Authority:
 
 
 def loaded(cert_path: Path, key_path: Path) -> Authority:
-    """Return the CA that an operator keeps in two files."""
+    """Return the CA that an operator keeps in two files.
+
+    Raises:
+        MisconfiguredError: it cannot be used. Which option is at fault is said, never what lies where on the server.
+    """
+    certs, key = _bytes_of(cert_path, "ca_cert_path"), _bytes_of(key_path, "ca_key_path")
+    return _read(certs, key, "ca_cert_path and ca_key_path")
+
+
+def _bytes_of(path: Path, option: str) -> bytes:
     try:
-        certs, key = cert_path.read_bytes(), key_path.read_bytes()
+        return path.read_bytes()
     except OSError as exc:
-        raise MisconfiguredError(f"reading {exc.filename} failed: {exc.strerror}") from exc
-    return _read(certs, key, f"{cert_path} and {key_path}")
+        log.error("CA file not read", extra={"path": str(path), "error": exc.strerror or ""})  # noqa: TRY400
+        raise MisconfiguredError(f"the file that {option} names cannot be read; the log says why") from None
 
 
 async def created(store: Store, common_name: str, now: datetime) -> Authority:

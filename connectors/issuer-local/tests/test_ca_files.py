@@ -1,6 +1,7 @@
 """A CA that operators bring along in files."""
 
 import re
+import traceback
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 
@@ -155,6 +156,9 @@ async def test_an_encrypted_key_is_refused(issue, order, files, keys):
         await issue(order("a.example"), **options)
 
 
-async def test_a_file_that_is_missing_is_named(issue, order, tmp_path):
-    with pytest.raises(MisconfiguredError, match=r"reading .*ca\.pem failed: No such file"):
+async def test_of_a_file_that_is_missing_the_option_is_told_and_the_path_is_logged(issue, order, tmp_path, caplog):
+    with pytest.raises(MisconfiguredError, match="the file that ca_cert_path names cannot be read") as refused:
         await issue(order("a.example"), ca_cert_path=tmp_path / "ca.pem", ca_key_path=tmp_path / "ca.key")
+    assert str(tmp_path) not in "".join(traceback.format_exception(refused.value))
+    [record] = caplog.records
+    assert (record.path, record.error) == (str(tmp_path / "ca.pem"), "No such file or directory")

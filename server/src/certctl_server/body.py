@@ -30,7 +30,12 @@ Convert: TypeAlias = Callable[[Any], Any]
 
 ID = Annotated[str, msgspec.Meta(pattern=PATTERN)]
 """The id of a row: the new one's or a reference."""
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+HARMLESS = (
+    r"^[^\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
+    r"\U000e0000-\U000e007f]*\Z"
+)
+"""Text of one line, without characters that move a cursor, cannot be seen, or turn around what follows."""
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=HARMLESS)]
 """What people call a row."""
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 """A moment with any offset; the value is UTC."""
@@ -204,6 +209,7 @@ def _item_faults(path: str, value: Any, type_: Any) -> Iterator[tuple[str, str]]
 
 
 def _told(path: str, message: str) -> tuple[str, str]:
+    message = message.replace(f"Expected `str` matching regex {HARMLESS!r}", "holds characters that do not show")
     if place := PLACE.search(message):
         return path + place[1], message[: place.start()]
     return path, message

@@ -17,7 +17,7 @@ from piccolo.table import Table
 from certctl_server import db
 from certctl_server.audit.record import Actor, audited
 from certctl_server.auth.principal import Principal, Req, actor_of, visible
-from certctl_server.auth.roles import READ, WRITE
+from certctl_server.auth.roles import LISTED, READ, WRITE
 from certctl_server.body import ID, changes, new
 from certctl_server.context import Context, Ctx
 from certctl_server.errors import conflict, invalid, not_found
@@ -95,7 +95,7 @@ def crud_routes(crud: Crud) -> Router:
     body_of_new: type[msgspec.Struct] = msgspec.defstruct(f"New{crud.table.__name__}", fields, bases=(crud.body,))
     spec = listed(crud.table, crud.show, crud.names, json=crud.json, filters=crud.filters)
 
-    @get("/", opt={"roles": READ})
+    @get("/", opt={"roles": READ, "query": LISTED})
     async def list_(request: Req) -> Response[bytes]:
         return await list_response(request, spec)
 

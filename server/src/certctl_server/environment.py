@@ -134,7 +134,6 @@ class Group(BaseSettings):
                 found[name] = given[0] if given else f"{prefix}{name.upper()}"
         return found
 
-
     @classmethod
     def secret_variables(cls) -> set[str]:
         """Return the variables that hold secrets: those may come from a file, which ``<variable>_FILE`` names."""

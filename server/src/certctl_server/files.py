@@ -11,6 +11,19 @@ from pathlib import Path
 
 from certctl_core.errors import MisconfiguredError
 
+OURS = frozenset(
+    {
+        *("encryption-key", "admin-key", "enrol-token", "client.toml", "server.lock", "server.pem", "server-ca.pem"),
+        *("agent.json", "agent.toml", "agent-server-ca.pem"),
+    }
+)
+"""What lies in the data directory and is written by certctl alone, the database (``certctl.db``) beside it."""
+
+
+def is_ours(path: Path) -> bool:
+    """Whether ``path``, which lies in the data directory, is called like a file of certctl's own, or a draft of one."""
+    return path.name in OURS or path.name.startswith((".", "certctl.db")) or path.suffix in {".db", ".lock"}
+
 
 def prepare(directory: Path) -> None:
     """Have the data directory, for its owner only.

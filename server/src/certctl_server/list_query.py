@@ -9,7 +9,8 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
-from certctl_server.auth.principal import Req
+from litestar.types import Scope
+
 from certctl_server.errors import Refused
 from certctl_server.list_spec import Given, Key, ListSpec
 
@@ -44,13 +45,13 @@ class Asked:
         return "DESC" if self.descending else "ASC"
 
 
-def query(request: Req) -> dict[str, str]:
-    """Return the parameters of the request.
+def query(scope: Scope) -> dict[str, str]:
+    """Return the parameters of a request.
 
     Raises:
         Refused: 400 for one that is given twice, is not UTF-8 or holds U+0000.
     """
-    raw: bytes = request.scope["query_string"]
+    raw: bytes = scope["query_string"]
     try:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=PARAMETERS)
     except ValueError as exc:

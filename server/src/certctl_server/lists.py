@@ -1,7 +1,7 @@
 """Lists: paging, cursors, sort, filters and sparse fields, once for all.
 
 A resource says what its list is in a ``ListSpec``, most of it derived by ``listed`` from the table's columns;
-its handler returns ``await list_response(request, SPEC)``.
+its handler returns ``await list_response(request, SPEC)`` and its route says ``"query": LISTED``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def list_response(request: Req, spec: ListSpec, *, where: Where | None = N
     Raises:
         Refused: 400, naming the parameters at fault.
     """
-    wanted = asked(spec, query(request))
+    wanted = asked(spec, query(request.scope))
     bound = Bound()
     rows = _Rows(conditions(spec, wanted.filters, bound, visible(request.user, spec.table), where), bound)
     if wanted.cursor is None:

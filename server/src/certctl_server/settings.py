@@ -243,7 +243,8 @@ def variables() -> frozenset[str]:
 def unused(environ: Mapping[str, str]) -> list[str]:
     """Return the ``CERTCTL_*`` variables that are set and do nothing in this version."""
     known = variables() | ELSEWHERE
-    known |= {f"{name}_FILE" for group in (Settings, *GROUPS.values()) for name in group.secret_variables()}
+    groups: list[type[Group]] = [Settings, *GROUPS.values()]
+    known |= {f"{name}_FILE" for group in groups for name in group.secret_variables()}
     return sorted(name for name, value in environ.items() if name.startswith(PREFIX) and value and name not in known)
 
 

@@ -110,7 +110,7 @@ async def _job(agent_id: str, certificate_id: str, csr: CheckedCsr, actor: Actor
     if served[0]["revoked_at"] or served[0]["archived_at"] or any(row["place"] for row in rows):
         raise conflict("No order of this certificate waits for a CSR of this agent, and none can be made now")
     try:
-        await accept(csr.pem, certificate_id, await ordered(certificate_id))
+        await accept(csr.pem, certificate_id, await ordered(certificate_id, forced=True))
     except (CsrError, RejectedError) as exc:
         raise invalid({"csr_pem": str(exc)}) from exc
     asked = Order(type=JobType.ISSUANCE, agent_id=agent_id)
@@ -132,7 +132,7 @@ def _named(row: db.Row, csr: CheckedCsr) -> bool:
 
 async def _check(job: db.Row, csr: CheckedCsr, actor: Actor) -> None:
     try:
-        await accept(csr.pem, job["certificate_id"], await ordered(job["certificate_id"]))
+        await accept(csr.pem, job["certificate_id"], await ordered(job["certificate_id"], forced=True))
     except (CsrError, RejectedError) as exc:
         async with audited(actor, "csr_refused", "job", job["id"], {"reason": str(exc)}):
             await db.fetch(SAY, job["id"], f"the agent's CSR was refused: {exc}")

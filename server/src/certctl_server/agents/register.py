@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, audited
@@ -14,6 +14,12 @@ from certctl_server.ids import new_id
 
 RESERVED = frozenset({"retired", "tokens", "server-scanner"})
 """Ids that the API uses for something else."""
+ACTORS = frozenset(
+    {"system", "anonymous", "admin", "local", "enrolment", "api-key-user", "est-client", "certctl-server"}
+)
+"""What the audit trail calls others than agents."""
+OTHERS = ("et-", "key-")
+"""How ids of enrolment tokens and keys begin, which stand for actors as well."""
 INSERT = db.Sql(
     """
     INSERT INTO agent (id, name, hostname, os, architecture, ip_address, version, status, registered_at, created_at,
@@ -30,11 +36,20 @@ REFRESH = db.Sql(
 FIELDS = ("os", "architecture", "ip_address", "version")
 
 
-async def register(values: Mapping[str, str], caller: Principal, actor: Actor) -> tuple[str, str | None]:
+async def register(
+    values: Mapping[str, str], caller: Principal, actor: Actor, people: Collection[str] = ()
+) -> tuple[str, str | None]:
     """Register an agent; return its id and its key, None if it existed and asks with its own key.
 
+    Args:
+        values: What it says of itself, its id among that if it chooses one.
+        caller: With whose key.
+        actor: Who the audit trail says did it.
+        people: The names of the environment's keys, which no agent may take.
+
     Raises:
-        Refused: 409 for an id or name that is taken, 401 for a token that somebody else has just spent.
+        Refused: 409 for an id or name that is taken or another actor's, 401 for a token that somebody else has just
+            spent.
     """
     id = values.get("id") or new_id("ag")
     if id in RESERVED:
@@ -46,6 +61,9 @@ async def register(values: Mapping[str, str], caller: Principal, actor: Actor) -
         async with audited(actor, "agent_registered", "agent", id, {"again": True}):
             await db.fetch(REFRESH, id, values["hostname"], *said)
         return id, None
+    for word, text in (("id", id), ("name", values["name"])):
+        if _is_reserved(text, people):
+            raise conflict(f"The {word} {text} is reserved: the audit trail knows somebody else by it")
     async with audited(
         actor, "agent_registered", "agent", id, {"name": values["name"], "hostname": values["hostname"]}
     ):
@@ -55,3 +73,8 @@ async def register(values: Mapping[str, str], caller: Principal, actor: Actor) -
             raise conflict(f"An agent with the id {id} or the name {values['name']} exists")
         _, key = await create_key(values["name"], Role.AGENT, agent_id=id)
     return id, key
+
+
+def _is_reserved(text: str, people: Collection[str]) -> bool:
+    folded = text.strip().casefold()
+    return folded in ACTORS or folded in {name.casefold() for name in people} or folded.startswith(OTHERS)

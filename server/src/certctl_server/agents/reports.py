@@ -15,7 +15,7 @@ from certctl_server import db
 from certctl_server.agents.health import AgentStatus, status_of
 from certctl_server.agents.proof import landed, will_look
 from certctl_server.audit.record import Actor, Event, record
-from certctl_server.certificates.status import TRIES, hold, settle
+from certctl_server.certificates.status import TRIES, hold, hold_of, settle
 from certctl_server.errors import conflict, not_found
 from certctl_server.jobs import bell
 from certctl_server.jobs.failure import order_failed
@@ -99,6 +99,7 @@ async def heartbeat(agent: db.Row, beat: Beat) -> datetime:
 
 async def _restarted(agent_id: str) -> None:
     where = (Job.agent_id == agent_id) & (Job.owner == owner_of(agent_id))
+    await hold_of(where & (Job.status == JobState.RUNNING))
     moved = await release(where, reason="the agent started again")
     await db.fetch(ANEW, agent_id)
     await settle({row["certificate_id"] for row in moved if row["certificate_id"]})

@@ -19,9 +19,9 @@ from certctl_server.agents.work import certificate_for, offers
 from certctl_server.audit.record import Event, audited, record
 from certctl_server.auth.keys import create_token, rotate_agent_key
 from certctl_server.auth.principal import Req, Where, actor_of, agent_caller
-from certctl_server.auth.roles import ENROL, OWN_AGENT, OWN_AGENT_READ, READ, WRITE
+from certctl_server.auth.roles import ENROL, LISTED, OWN_AGENT, OWN_AGENT_READ, READ, WRITE
 from certctl_server.auth.tables import EnrolmentToken
-from certctl_server.body import ID, Time, new
+from certctl_server.body import HARMLESS, ID, Time, new
 from certctl_server.context import Ctx
 from certctl_server.crud import one
 from certctl_server.errors import Refused, invalid, not_found
@@ -33,15 +33,15 @@ from certctl_server.lists import Key, Row, list_response, listed
 BASE = "/api/v1/agents"
 OWN = BASE + "/{id:str}"
 LONGEST_WAIT = 25
-Word = Annotated[str, msgspec.Meta(max_length=64)]
-Host = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Word = Annotated[str, msgspec.Meta(max_length=64, pattern=HARMLESS)]
+Host = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=HARMLESS)]
 END_TOKEN = db.Sql("DELETE FROM enrolment_token WHERE id = $1 RETURNING id")
 
 
 class NewAgent(msgspec.Struct):
     """What an agent says of itself when it registers."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=HARMLESS)]
     hostname: Host
     id: ID = ""
     os: Word = ""
@@ -54,13 +54,13 @@ class HeartbeatBody(msgspec.Struct):
     """What an agent says while it lives; empty texts keep what is known."""
 
     version: Word = ""
-    hostname: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    hostname: Annotated[str, msgspec.Meta(max_length=255, pattern=HARMLESS)] = ""
     os: Word = ""
     architecture: Word = ""
     ip_address: Word = ""
     capabilities: Annotated[list[Word], msgspec.Meta(max_length=64)] | None = None
     local_time: Time | None = None
-    boot_id: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    boot_id: Annotated[str, msgspec.Meta(max_length=128, pattern=HARMLESS)] = ""
 
 
 class CsrBody(msgspec.Struct):
@@ -81,7 +81,7 @@ class StatusBody(msgspec.Struct):
 class TokenBody(msgspec.Struct):
     """What an enrolment token is good for."""
 
-    name: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    name: Annotated[str, msgspec.Meta(max_length=255, pattern=HARMLESS)] = ""
     max_uses: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1
     expires_at: Time | None = None
 
@@ -122,23 +122,24 @@ def show_token(row: Row) -> Row:
 TOKENS = listed(EnrolmentToken, show_token, TOKEN_FIELDS)
 
 
-@get(BASE, opt={"roles": READ})
+@get(BASE, opt={"roles": READ, "query": LISTED})
 async def list_(request: Req) -> Response[bytes]:
     """List agents."""
     return await list_response(request, AGENTS, where=Where("item.id <> {}", ("server-scanner",)))
 
 
 @post(BASE, opt={"roles": ENROL})
-async def register_(request: Req) -> Answer[Row]:
+async def register_(request: Req, ctx: Ctx) -> Answer[Row]:
     """Register an agent; its key is in this answer only."""
     body = await new(request, NewAgent)
     values = {name: getattr(body, name) for name in body.__struct_fields__}
-    id, key = await register(values, request.user, actor_of(request))
+    people = {named.name for named in ctx.settings.auth.named_keys}
+    id, key = await register(values, request.user, actor_of(request), people)
     [row] = await db.fetch(db.Sql("SELECT * FROM agent WHERE id = $1"), id)
     return Answer(show(row) | ({"api_key": key} if key else {}), status_code=201 if key else 200)
 
 
-@get(BASE + "/tokens", opt={"roles": WRITE})
+@get(BASE + "/tokens", opt={"roles": WRITE, "query": LISTED})
 async def tokens(request: Req) -> Response[bytes]:
     """List enrolment tokens."""
     return await list_response(request, TOKENS)
@@ -201,7 +202,7 @@ async def beat(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
     return {"status": "heartbeat_recorded", "server_time": await heartbeat(row, said)}
 
 
-@get(OWN + "/work", opt={"roles": OWN_AGENT})
+@get(OWN + "/work", opt={"roles": OWN_AGENT, "query": {"wait"}})
 async def work(id: FromPath[str], request: Req, ctx: Ctx, wait: FromQuery[int] = 0) -> Row:
     """Return what the agent is to do; its own key claims it, everybody else only looks."""
     row = await one(Agent, id, request.user, "Agent")
@@ -241,7 +242,9 @@ async def status(id: FromPath[str], job_id: FromPath[str], request: Req, ctx: Ct
     await one(Agent, id, request.user, "Agent")
     await agent_caller(request.user, id, ctx.settings)
     body = await new(request, StatusBody)
-    said = Report(JobState(body.status), body.error, body.error_kind)
+    # Line ends stay: a command's output has them.
+    error = "".join(c for c in body.error if c.isprintable() or c in "\n\t")
+    said = Report(JobState(body.status), error, body.error_kind)
     await report(id, job_id, said, ctx.settings.agent_run_lease, actor_of(request))
     return {"status": "updated"}
 

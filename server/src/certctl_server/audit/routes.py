@@ -7,7 +7,7 @@ from litestar.params import FromPath
 from certctl_server import db
 from certctl_server.audit.tables import AuditEvent
 from certctl_server.auth.principal import Req
-from certctl_server.auth.roles import READ
+from certctl_server.auth.roles import LISTED, READ
 from certctl_server.errors import not_found
 from certctl_server.filters import after, before, equal, word
 from certctl_server.lists import Key, Row, list_response, listed
@@ -47,7 +47,7 @@ EVENTS = listed(
 )
 
 
-@get("/api/v1/audit", opt={"roles": READ})
+@get("/api/v1/audit", opt={"roles": READ, "query": LISTED})
 async def list_(request: Req) -> Response[bytes]:
     """List what was done, newest first."""
     return await list_response(request, EVENTS)

@@ -13,11 +13,12 @@ from litestar.types import Scope
 
 from certctl_server.auth.keys import Keyring, authenticate, authenticate_token
 from certctl_server.auth.principal import EVERYBODY, NOBODY, Principal
-from certctl_server.auth.roles import Role
+from certctl_server.auth.roles import LISTED, Role
 from certctl_server.context import Context
-from certctl_server.errors import Refused
+from certctl_server.errors import FIELD_CHARACTERS, Refused
 from certctl_server.http.client_address import client_address
 from certctl_server.http.rate import RateLimiter
+from certctl_server.list_query import query, unfit
 
 log = logging.getLogger(__name__)
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -40,7 +41,7 @@ class Guard:
         """Set ``connection.user``, or refuse.
 
         Raises:
-            Refused: 401, 403 or 429.
+            Refused: 401, 403 or 429; 400 for parameters that the route does not name.
         """
         roles = handler.opt.get("roles")
         if roles is None:
@@ -50,6 +51,7 @@ class Guard:
         connection.scope["user"] = NOBODY
         if Role.ANONYMOUS in roles:
             self._limit(connection, NOBODY)
+            _check_query(connection, handler)
             return
         principal = await self._who(connection, enrolling=Role.ENROLMENT in roles)
         self._limit(connection, principal or NOBODY)
@@ -58,6 +60,7 @@ class Guard:
         connection.scope["user"] = principal
         if principal.role not in roles:
             raise Refused(HTTPStatus.FORBIDDEN, f"This is not for the role {principal.role}")
+        _check_query(connection, handler)
 
     async def _who(self, connection: Connection, *, enrolling: bool) -> Principal | None:
         key = _bearer(connection)
@@ -86,6 +89,15 @@ class Guard:
             self.pace(connection.scope)
         elif wait := self._principals.wait(principal.key_id or principal.name):
             raise _too_fast(wait)
+
+
+def _check_query(connection: Connection, handler: BaseRouteHandler) -> None:
+    known = handler.opt.get("query", frozenset())
+    if not connection.scope["query_string"] or known == LISTED:
+        return
+    # "_" keeps caches from answering.
+    if unknown := query(connection.scope).keys() - known - {"_"}:
+        raise unfit({name[:FIELD_CHARACTERS]: "is unknown" for name in sorted(unknown)})
 
 
 def _too_fast(wait: float) -> Refused:

@@ -36,3 +36,8 @@ ENROL = WRITE | {R.AGENT, R.ENROLMENT}
 """Registration of an agent."""
 STORED = (R.ADMIN, R.OPERATOR, R.VIEWER, R.AGENT)
 """What keys in the database may be."""
+LISTED = frozenset({"*"})
+"""``opt["query"]`` of a route that answers ``list_response``, which checks the parameters itself.
+
+Other routes name theirs there; one that names none takes none.
+"""

@@ -12,7 +12,7 @@ from certctl_server import db
 from certctl_server.audit.record import Event, audited, record
 from certctl_server.auth.keys import create_key, end_key, rotate_key
 from certctl_server.auth.principal import Req, Where, actor_of
-from certctl_server.auth.roles import ADMIN, ANY_KEY, OPEN, STORED, Role
+from certctl_server.auth.roles import ADMIN, ANY_KEY, LISTED, OPEN, STORED, Role
 from certctl_server.auth.tables import ApiKey
 from certctl_server.body import Name, Time, new
 from certctl_server.context import Ctx
@@ -69,7 +69,7 @@ async def me(request: Req) -> dict[str, Any]:
     return shown | ({"expires_at": user.expires_at} if user.expires_at else {})
 
 
-@get("/", opt={"roles": ADMIN})
+@get("/", opt={"roles": ADMIN, "query": LISTED})
 async def list_(request: Req, ctx: Ctx) -> Response[bytes]:
     """List the stored keys that work."""
     now = ctx.clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,14 @@ REVOKE_VERSIONS = db.Sql(
     UPDATE certificate_version SET revoked_at = {now}, revocation_reason = $2
     WHERE certificate_id = $1 AND revoked_at IS NULL AND not_after > {now}
     RETURNING id, issuer_id, serial_number, public_key_sha256
+    """
+)
+STATES = ("confirmed", "pending", "failed")
+"""From the best on: a certificate shows the worst of its versions."""
+ISSUERS = db.Sql(
+    """
+    SELECT DISTINCT i.id, i.type FROM certificate_version v JOIN issuer i ON i.id = v.issuer_id
+    WHERE v.certificate_id = $1 AND v.revoked_at IS NULL AND v.not_after > {now}
     """
 )
 REVOKED = db.Sql(
@@ -133,7 +142,7 @@ async def _checked(row: db.Row, csr_pem: str) -> tuple[str, str]:
     if not csr_pem:
         return "", ""
     try:
-        csr = await accept(csr_pem, row["id"], await ordered(row["id"]))
+        csr = await accept(csr_pem, row["id"], await ordered(row["id"], forced=True))
     except (CsrError, RejectedError) as exc:
         raise invalid({"csr_pem": str(exc)}) from exc
     return csr.pem, csr.sha256
@@ -190,21 +199,24 @@ async def revoke(row: db.Row, reason: str, plugins: Plugins, actor: Actor) -> st
         raise conflict(f"The certificate is {'revoked' if row['revoked_at'] else 'archived'} already")
     if row["version_id"] is None:
         raise conflict("The certificate was never issued")
-    [issuer] = await db.fetch(ISSUER, row["issuer_id"])
-    if issuer["type"] == PUBLIC_CA and reason not in PUBLIC_REASONS:
+    # Versions may be of other issuers than the one that the certificate has now.
+    issuers = {each["id"]: each["type"] for each in await db.fetch(ISSUERS, row["id"])}
+    if PUBLIC_CA in issuers.values() and reason not in PUBLIC_REASONS:
         raise invalid({"reason": f"a public CA takes {', '.join(sorted(PUBLIC_REASONS))} only"})
-    state = "confirmed" if issuer["type"] == OWN_CA else "pending" if _can_tell(plugins, issuer["type"]) else "failed"
+    states = {id: told_state(plugins, kind) for id, kind in issuers.items()}
+    state = max(states.values(), key=STATES.index, default="confirmed")
     details: dict[str, Any] = {"reason": reason}
     async with audited(actor, "certificate_revoked", "certificate", row["id"], details):
         await hold([row["id"]])
         await _call_off(row["id"], actor)
         versions = await db.fetch(REVOKE_VERSIONS, row["id"], reason)
         details["serial_numbers"] = [each["serial_number"] for each in versions]
-        await _write_revocations(row["id"], versions, reason, state)
+        await _write_revocations(row["id"], versions, reason, states)
         await db.fetch(REVOKED, row["id"], reason, state)
-        if state == "pending":
-            await create([_to_tell(row["id"], each, reason) for each in versions], actor)
-            bell.ring(lane_of_issuer(row["issuer_id"]))
+        to_tell = [each for each in versions if states[each["issuer_id"]] == "pending"]
+        await create([_to_tell(row["id"], each, reason) for each in to_tell], actor)
+        for issuer_id in {each["issuer_id"] for each in to_tell}:
+            bell.ring(lane_of_issuer(issuer_id))
         await settle([row["id"]], actor=actor)
         told = f"{row['name']} was revoked ({reason})"
         occurrence = f"{row['id']}|{row['serial_number']}"
@@ -218,13 +230,20 @@ async def _call_off(certificate_id: str, actor: Actor) -> None:
     await cancel(mine, actor=actor, reason="the certificate was revoked")
 
 
-def _can_tell(plugins: Plugins, kind: str) -> bool:
-    """Whether the CA can be told; if its connector is missing, that is found out by the job."""
+def told_state(plugins: Plugins, kind: str) -> str:
+    """Return how far an issuer of this kind knows of a revocation at first.
+
+    Our own CA does at once; one that cannot be told never will; of a missing connector the job finds out.
+    """
+    if kind == OWN_CA:
+        return "confirmed"
     cls = plugins.issuers.get(kind)
-    return cls is None or issubclass(cls, Revoker)
+    return "pending" if cls is None or issubclass(cls, Revoker) else "failed"
 
 
-async def _write_revocations(certificate_id: str, versions: list[db.Row], reason: str, state: str) -> None:
+async def _write_revocations(
+    certificate_id: str, versions: list[db.Row], reason: str, states: Mapping[str, str]
+) -> None:
     now = str(db.now())
     rows = [
         {
@@ -235,8 +254,8 @@ async def _write_revocations(certificate_id: str, versions: list[db.Row], reason
             "version_id": each["id"],
             "reason": reason,
             "revoked_at": now,
-            "state": state,
-            "confirmed_at": now if state == "confirmed" else None,
+            "state": states[each["issuer_id"]],
+            "confirmed_at": now if states[each["issuer_id"]] == "confirmed" else None,
         }
         for each in versions
     ]
@@ -248,15 +267,21 @@ async def _write_revocations(certificate_id: str, versions: list[db.Row], reason
 
 
 def _to_tell(certificate_id: str, version: db.Row, reason: str) -> NewJob:
+    serial = version["serial_number"]
+    request = {"version_id": version["id"], "serial_number": serial, "reason": REASONS[reason]}
+    return revocation_job(certificate_id, version["issuer_id"], serial, request)
+
+
+def revocation_job(certificate_id: str, issuer_id: str, serial_number: str, request: Mapping[str, Any]) -> NewJob:
+    """Return the job that tells an issuer."""
     return NewJob(
         type=JobType.REVOCATION,
-        place=f"revoke|{version['issuer_id']}|{version['serial_number']}",
+        place=f"revoke|{issuer_id}|{serial_number}",
         certificate_id=certificate_id,
-        issuer_id=version["issuer_id"],
-        version_id=version["id"],
-        lane=lane_of_issuer(version["issuer_id"]),
+        issuer_id=issuer_id,
+        lane=lane_of_issuer(issuer_id),
         priority=URGENT,
         due=True,
         max_attempts=10,
-        request={"version_id": version["id"], "reason": REASONS[reason]},
+        request=request,
     )

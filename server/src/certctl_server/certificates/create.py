@@ -59,6 +59,8 @@ INSERT = db.Sql(
 ARCHIVE = db.Sql("UPDATE certificate SET archived_at = {now}, updated_at = {now} WHERE id = $1")
 IMPORTED = {"owner_id": "o-unassigned", "team_id": "t-unassigned"}
 IMPORT = "imported"
+NAMES = frozenset({"common_name", "sans"})
+HELD = db.Sql("SELECT * FROM certificate WHERE id = $1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,34 +179,46 @@ async def _free_name(wanted: str) -> str:
     return next(name for n in range(2, len(taken) + 3) if (name := f"{wanted} ({n})") not in taken)
 
 
-async def change(row: db.Row, values: Mapping[str, Any], actor: Actor) -> None:
+async def change(id: str, values: Mapping[str, Any], actor: Actor) -> None:
     """Change what is wanted of a certificate; names, issuer and profile take effect at its next renewal.
 
     Raises:
         Refused: 400 with every fault, 409 when it is archived or the name is taken.
     """
-    if row["archived_at"] is not None:
-        raise conflict("The certificate is archived")
+    async with audited(actor, "certificate_updated", "certificate", id, {"fields": sorted(values)}):
+        # Read once nobody else can change it: another change may have come in between.
+        await hold([id])
+        [row] = await db.fetch(HELD, id)
+        if row["archived_at"] is not None:
+            raise conflict("The certificate is archived")
+        names = await _checked(row, values)
+        columns: dict[Column | str, Any] = {"updated_at": db.now()}
+        columns.update(names)
+        columns.update((name, value) for name, value in values.items() if name not in {*NAMES, "target_ids", "tags"})
+        if "tags" in values:
+            columns["tags"] = json.dumps(values["tags"])
+        await Certificate.update(columns).where(Certificate.id == id)
+        if "target_ids" in values:
+            await map_targets(id, values["target_ids"], actor)
+            await catch_up([id], actor)
+        await settle([id], actor=actor)
+
+
+async def _checked(row: db.Row, values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns of the names if they are to change.
+
+    Raises:
+        Refused: 400, what is wanted is not possible.
+    """
     after = {**row, **values}
-    sans = values.get("sans", json.loads(row["sans"]))
-    cn, normal, faults = names_of(after["common_name"], sans)
+    cn, normal, faults = names_of(after["common_name"], values.get("sans", json.loads(row["sans"])))
     faults |= await _missing(_as_wanted(after, values.get("target_ids", ())))
     if not faults:
         faults |= await _outside(after["certificate_profile_id"], cn, normal)
     if faults:
         raise invalid(faults)
-    columns: dict[Column | str, Any] = {}
-    columns.update((name, value) for name, value in values.items() if name not in {"target_ids", "sans", "tags"})
-    columns |= {"common_name": cn, "sans": json.dumps([str(san) for san in normal]), "updated_at": db.now()}
-    if "tags" in values:
-        columns["tags"] = json.dumps(values["tags"])
-    async with audited(actor, "certificate_updated", "certificate", row["id"], {"fields": sorted(values)}):
-        await hold([row["id"]])
-        await Certificate.update(columns).where(Certificate.id == row["id"])
-        if "target_ids" in values:
-            await map_targets(row["id"], values["target_ids"], actor)
-            await catch_up([row["id"]], actor)
-        await settle([row["id"]], actor=actor)
+    changed = NAMES & values.keys()
+    return {"common_name": cn, "sans": json.dumps([str(san) for san in normal])} if changed else {}
 
 
 def _as_wanted(row: Mapping[str, Any], target_ids: Sequence[str]) -> Wanted:

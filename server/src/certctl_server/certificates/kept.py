@@ -98,7 +98,7 @@ def _names(row: db.Row) -> str:
 
 async def _may_have(job: db.Row, csr: db.Row) -> bool:
     try:
-        order = await ordered(job["certificate_id"])
+        order = await ordered(job["certificate_id"], forced=True)
     except RejectedError:
         return False
     if check_key(order.profile, KeyKind(csr["key_algorithm"], csr["key_size"])):

@@ -49,23 +49,31 @@ ASSIGN = db.Sql(
 async def map_targets(certificate_id: str, target_ids: Sequence[str], actor: Actor) -> None:
     """Let a certificate be served on exactly these targets.
 
-    Deployments to targets that are gone are called off, and so are the orders of agents that have none left while
-    another agent has one. ``catch_up`` does what new targets need.
+    Deployments to targets that are gone are called off. ``catch_up`` does what new targets need.
     """
     wanted = list(dict.fromkeys(target_ids))
     gone = [row["target_id"] for row in await db.fetch(UNMAP, certificate_id, json.dumps(wanted))]
     rows = [{"certificate_id": certificate_id, "target_id": id, "position": n} for n, id in enumerate(wanted)]
     if rows:
         await db.fetch(MAP, json.dumps(rows))
-    if not gone:
-        return
-    reason = "the target was removed"
-    await cancel((Job.certificate_id == certificate_id) & Job.target_id.is_in(gone), actor=actor, reason=reason)
-    agents = {row["agent_id"] for row in await fitting([certificate_id])}
-    orders = await db.fetch(OPEN_ORDERS, json.dumps([certificate_id]))
-    idle = [row["id"] for row in orders if row["agent_id"] and row["agent_id"] not in agents]
-    if agents and idle:
-        await cancel(Job.id.is_in(idle), actor=actor, reason=reason)
+    if gone:
+        mine = (Job.certificate_id == certificate_id) & Job.target_id.is_in(gone)
+        await cancel(mine, actor=actor, reason="the target was removed")
+
+
+async def _call_off_idle(ids: Iterable[str], actor: Actor) -> None:
+    """Call off the orders of agents that have no target of these certificates while another agent has one."""
+    wanted = sorted(set(ids))
+    serving: dict[str, set[str]] = defaultdict(set)
+    for row in await fitting(wanted):
+        serving[row["certificate_id"]].add(row["agent_id"])
+    idle = []
+    for row in await db.fetch(OPEN_ORDERS, json.dumps(wanted)):
+        agents = serving[row["certificate_id"]]
+        if agents and row["agent_id"] and row["agent_id"] not in agents:
+            idle.append(row["id"])
+    if idle:
+        await cancel(Job.id.is_in(idle), actor=actor, reason="another agent serves the certificate now")
 
 
 async def catch_up(ids: Iterable[str], actor: Actor) -> None:
@@ -73,7 +81,8 @@ async def catch_up(ids: Iterable[str], actor: Actor) -> None:
 
     An order that had no agent gets one. A target whose agent has the key of a living version gets that version.
     An agent that has none gets an order of its own, unless the certificate was made elsewhere, and then waits for
-    its renewal. The caller settles.
+    its renewal. Orders of agents that serve it no more are called off, once those who do have theirs. The caller
+    settles.
     """
     wanting = {row["id"]: row for row in await db.fetch(WANTING, json.dumps(sorted(set(ids))))}
     rows = await fitting(wanting)
@@ -91,6 +100,7 @@ async def catch_up(ids: Iterable[str], actor: Actor) -> None:
         agents = frozenset((id, agent) for id in some for agent in lacking[id])
         if agents:
             await order(some, Order(type=type_, only=agents), actor)
+    await _call_off_idle(wanting, actor)
 
 
 def _open(wanting: dict[str, db.Row], row: db.Row) -> bool:

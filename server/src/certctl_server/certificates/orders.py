@@ -27,8 +27,9 @@ from certctl_server.jobs.tables import Job
 # With the newest version that each agent has.
 WANTED = db.Sql(
     """
-    SELECT DISTINCT c.id, c.issuer_id, c.created_at, t.agent_id, p.max_retries, p.renewal_window_days,
-        v.not_before, v.not_after, (p.requires_approval OR coalesce(f.requires_approval, false)) AS approval
+    SELECT DISTINCT c.id, c.issuer_id, c.created_at, c.archived_at, c.revoked_at, t.agent_id, p.max_retries,
+        p.renewal_window_days, v.not_before, v.not_after,
+        (p.requires_approval OR coalesce(f.requires_approval, false)) AS approval
     FROM certificate c JOIN renewal_policy p ON p.id = c.renewal_policy_id
         LEFT JOIN certificate_profile f ON f.id = c.certificate_profile_id
         LEFT JOIN certificate_target m ON m.certificate_id = c.id
@@ -86,38 +87,43 @@ async def order(ids: Sequence[str], asked: Order, actor: Actor) -> list[NewJob]:
 
 
 def _jobs(rows: list[db.Row], asked: Order) -> list[NewJob]:
+    able = _able(rows, asked)
+    needy = {row["id"] for row in able if _needs(row, asked)}
+    jobs = [_job(row, asked) for row in able if row["id"] not in needy or _needs(row, asked)]
+    return list({job.place: job for job in jobs}.values())
+
+
+def _able(rows: list[db.Row], asked: Order) -> list[db.Row]:
+    """Those that an order can be made for: what became of the certificate meanwhile is known only now."""
     agents: dict[str, list[str | None]] = defaultdict(list)
-    needy = {row["id"] for row in rows if _needs(row, asked)}
     for row in rows:
         agents[row["id"]].append(row["agent_id"])
-    jobs = []
+    able = []
     for row in rows:
         # A certificate that has one target with an agent has no job without one; a caller's CSR has no agent.
         agent_id = None if asked.csr_pem else row["agent_id"]
-        if agent_id is None and not asked.csr_pem and any(agents[row["id"]]):
+        homeless = agent_id is None and not asked.csr_pem
+        gone = row["archived_at"] is not None or (row["revoked_at"] is not None and not asked.force)
+        if gone or (homeless and any(agents[row["id"]])) or (asked.agent_id and agent_id != asked.agent_id):
             continue
-        if asked.agent_id and agent_id != asked.agent_id:
-            continue
-        if asked.only is not None and (row["id"], agent_id) not in asked.only:
-            continue
-        if row["id"] in needy and not _needs(row, asked):
-            continue
-        status = JobState.AWAITING_APPROVAL if row["approval"] else JobState.PENDING
-        jobs.append(
-            NewJob(
-                type=asked.type,
-                place=order_place(row["id"], agent_id),
-                status=status,
-                certificate_id=row["id"],
-                agent_id=agent_id,
-                issuer_id=row["issuer_id"],
-                lane=lane_of_issuer(row["issuer_id"]),
-                priority=asked.priority,
-                max_attempts=max(1, row["max_retries"]),
-                request={**asked.request, "force": asked.force},
-            )
-        )
-    return list({job.place: job for job in jobs}.values())
+        if asked.only is None or (row["id"], agent_id) in asked.only:
+            able.append({**row, "agent_id": agent_id})
+    return able
+
+
+def _job(row: db.Row, asked: Order) -> NewJob:
+    return NewJob(
+        type=asked.type,
+        place=order_place(row["id"], row["agent_id"]),
+        status=JobState.AWAITING_APPROVAL if row["approval"] else JobState.PENDING,
+        certificate_id=row["id"],
+        agent_id=row["agent_id"],
+        issuer_id=row["issuer_id"],
+        lane=lane_of_issuer(row["issuer_id"]),
+        priority=asked.priority,
+        max_attempts=max(1, row["max_retries"]),
+        request={**asked.request, "force": asked.force},
+    )
 
 
 def _needs(row: db.Row, asked: Order) -> bool:

@@ -9,7 +9,7 @@ from certctl_core.job import JobType
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM
 from certctl_server.certificates.orders import Order, order
-from certctl_server.certificates.status import flip, settle
+from certctl_server.certificates.status import flip, postpone, settle
 from certctl_server.leader import Leadership
 
 BATCH = 1000
@@ -35,6 +35,7 @@ async def scan(leadership: Leadership) -> datetime | None:
                 await order(some, Order(type=type_, due_at=now), SYSTEM)
             # What got no job, because one is open, is due no more: status.settle says so.
             await settle(ids)
+            await postpone(ids, now)
         if len(rows) < BATCH:
             return await db.moment(NEXT)
 

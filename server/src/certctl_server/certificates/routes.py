@@ -11,7 +11,7 @@ from litestar.params import FromPath
 
 from certctl_server import db
 from certctl_server.auth.principal import Req, Where, actor_of
-from certctl_server.auth.roles import READ, WRITE
+from certctl_server.auth.roles import LISTED, READ, WRITE
 from certctl_server.body import ID, Name, Time, changes, new
 from certctl_server.certificates.act import REASONS, Renewal, redeploy, renew, revoke
 from certctl_server.certificates.create import IMPORT, IMPORTED, Wanted, archive, change, create
@@ -188,7 +188,7 @@ async def _object(id: str, request: Req) -> Row:
     return show(row)
 
 
-@get(BASE, opt={"roles": READ})
+@get(BASE, opt={"roles": READ, "query": LISTED})
 async def list_(request: Req) -> Response[bytes]:
     """List certificates."""
     return await list_response(request, CERTIFICATES)
@@ -217,8 +217,8 @@ async def get_(id: FromPath[str], request: Req) -> Row:
 @put(BASE + "/{id:str}", opt={"roles": WRITE})
 async def update(id: FromPath[str], request: Req) -> Row:
     """Change what is wanted of a certificate."""
-    row = await one(Certificate, id, request.user, "Certificate")
-    await change(row, await changes(request, CertificateChange, aliases=ALIASES), actor_of(request))
+    await one(Certificate, id, request.user, "Certificate")
+    await change(id, await changes(request, CertificateChange, aliases=ALIASES), actor_of(request))
     return await _object(id, request)
 
 
@@ -228,14 +228,14 @@ async def delete_(id: FromPath[str], request: Req) -> None:
     await archive(await one(Certificate, id, request.user, "Certificate"), actor_of(request))
 
 
-@get(BASE + "/{id:str}/versions", opt={"roles": READ})
+@get(BASE + "/{id:str}/versions", opt={"roles": READ, "query": LISTED})
 async def versions(id: FromPath[str], request: Req) -> Response[bytes]:
     """List the versions of a certificate, newest first."""
     await one(Certificate, id, request.user, "Certificate")
     return await list_response(request, VERSIONS, where=Where("item.certificate_id = {}", (id,)))
 
 
-@get(BASE + "/{id:str}/deployments", opt={"roles": READ})
+@get(BASE + "/{id:str}/deployments", opt={"roles": READ, "query": LISTED})
 async def deployments(id: FromPath[str], request: Req, ctx: Ctx) -> Response[bytes]:
     """List the targets of a certificate, with what is there."""
     await one(Certificate, id, request.user, "Certificate")

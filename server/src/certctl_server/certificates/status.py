@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,14 +26,18 @@ from certctl_core.certificate import (
     status_at,
 )
 from certctl_core.renewal import renew_due_at
+from piccolo.custom_types import Combinable
 
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Actor, Event, record
 from certctl_server.jobs import bell
+from certctl_server.jobs.tables import Job
 
 TRIES = 3
 AGAIN = timedelta(hours=24)
 """After an order has failed for good, a fresh one follows at this pace while the certificate is due."""
+AGAIN_LOOK = timedelta(hours=1)
+TYPICAL_LIFE = timedelta(days=90)
 FLIPS = 2000
 
 FACTS = db.Sql(
@@ -64,6 +69,19 @@ _LAST_ORDERS = """
     """
 # The plus takes the index on type out of SQLite's choice: without statistics it would walk all orders there are.
 LAST_ORDERS = db.Sql(postgres=_LAST_ORDERS, sqlite=_LAST_ORDERS.replace("AND type", "AND +type"))
+# What is served, or is to be: the newest version of each agent that serves, the newest of all, and what is in place.
+LIVES = db.Sql(
+    """
+    SELECT v.id, v.certificate_id, v.not_before, v.not_after FROM certificate_version v
+    WHERE v.certificate_id IN ({ids:$1}) AND v.revoked_at IS NULL AND v.version = (
+            SELECT max(n.version) FROM certificate_version n
+            WHERE n.certificate_id = v.certificate_id AND n.agent_id = v.agent_id)
+        AND (EXISTS (SELECT 1 FROM certificate_target m JOIN target t ON t.id = m.target_id
+                WHERE m.certificate_id = v.certificate_id AND t.enabled
+                    AND (t.agent_id = v.agent_id OR m.version_id = v.id))
+            OR EXISTS (SELECT 1 FROM certificate c WHERE c.id = v.certificate_id AND c.version_id = v.id))
+    """
+)
 MAPPED = db.Sql(
     """
     SELECT m.certificate_id, m.state, m.failures, m.not_before, m.not_after
@@ -92,6 +110,7 @@ REFERRING = {
     column: db.Sql(f"SELECT id FROM certificate WHERE {column} = $1 AND id > $2 ORDER BY id LIMIT $3")  # noqa: S608  # ours
     for column in ("issuer_id", "renewal_policy_id")
 }
+POSTPONE = db.Sql("UPDATE certificate SET renew_due_at = {after:$3} WHERE id IN ({ids:$1}) AND renew_due_at <= $2")
 FLIPPING = db.Sql("SELECT id FROM certificate WHERE flip_at <= $1 ORDER BY flip_at LIMIT $2")
 
 
@@ -99,6 +118,12 @@ async def hold(ids: Iterable[str]) -> None:
     """Let nobody else change or settle these certificates until the transaction ends; take it before their jobs."""
     if db.dialect() == "postgres":
         await db.fetch(HOLD, json.dumps(sorted(set(ids))))
+
+
+async def hold_of(jobs: Combinable) -> None:
+    """``hold`` the certificates of the jobs that match: whoever moves jobs and then settles takes these first."""
+    rows = await Job.select(Job.certificate_id).where(jobs)
+    await hold(row["certificate_id"] for row in rows if row["certificate_id"])
 
 
 async def settle(ids: Iterable[str], *, now: datetime | None = None, actor: Actor = SYSTEM) -> None:
@@ -115,20 +140,32 @@ async def settle(ids: Iterable[str], *, now: datetime | None = None, actor: Acto
         # Two orders of one certificate that end at once would else each see the other one open.
         await hold(ids)
         facts = await db.fetch(FACTS, wanted)
-        failed, mapped = defaultdict(list), defaultdict(list)
+        around: dict[str, Around] = defaultdict(Around)
         for row in await db.fetch(LAST_ORDERS, wanted):
-            failed[row["certificate_id"]].append(row)
+            around[row["certificate_id"]].failed.append(row)
         for row in await db.fetch(MAPPED, wanted):
-            mapped[row["certificate_id"]].append(row)
-        settled = [derived(row, failed[row["id"]], mapped[row["id"]], now) for row in facts]
+            around[row["certificate_id"]].mapped.append(row)
+        for row in await db.fetch(LIVES, wanted):
+            around[row["certificate_id"]].lives.append(row)
+        settled = [derived(row, around[row["id"]], now) for row in facts]
         await db.fetch(WRITE, json.dumps(settled, default=str))
         if any(each["renew_due_at"] and each["renew_due_at"] - now < SOON for each in settled):
             bell.poke("renewal")
         await record(_told(old, new, actor) for old, new in zip(facts, settled, strict=True) if _moved(old, new))
 
 
-def derived(row: db.Row, failed: list[db.Row], mapped: list[db.Row], now: datetime) -> dict[str, Any]:
+@dataclass(slots=True)
+class Around:
+    """What else there is of one certificate: orders that failed for good, targets, versions that count."""
+
+    failed: list[db.Row] = field(default_factory=list)
+    mapped: list[db.Row] = field(default_factory=list)
+    lives: list[db.Row] = field(default_factory=list)
+
+
+def derived(row: db.Row, around: Around, now: datetime) -> dict[str, Any]:
     """Return the columns to write for one certificate; pure."""
+    failed, mapped = around.failed, around.mapped
     where = deployment_state(DeploymentState(each["state"]) for each in mapped)
     order = Order.OPEN if row["open_orders"] else Order.FAILED if failed else Order.NONE
     situation = Situation(
@@ -150,7 +187,7 @@ def derived(row: db.Row, failed: list[db.Row], mapped: list[db.Row], now: dateti
         "status": shown,
         "decided": became,
         "flip_at": flip_at,
-        "renew_due_at": _due(row, order, failed),
+        "renew_due_at": _due(row, order, around, now),
         "deployment_state": where,
         # What was revoked is past its first issue as well: what follows is a renewal.
         "was_active": row["was_active"] or became in AGEING or became is Status.REVOKED,
@@ -168,25 +205,34 @@ def _oldest(row: db.Row, mapped: list[db.Row]) -> tuple[datetime | None, datetim
     deployed = [(each["not_before"], each["not_after"]) for each in mapped if each["not_after"] is not None]
     if deployed:
         return min(deployed, key=lambda life: life[1])
-    return row["not_before"], row["expires_at"]
+    return _start(row), row["expires_at"]
 
 
-def _due(row: db.Row, order: Order, failed: list[db.Row]) -> datetime | None:
+def _start(row: db.Row) -> datetime | None:
+    """When the certificate's life began; of one that was made elsewhere perhaps only its end is known."""
+    known: datetime | None = row["not_before"]
+    return known if known is not None or row["expires_at"] is None else row["expires_at"] - TYPICAL_LIFE
+
+
+def _due(row: db.Row, order: Order, around: Around, now: datetime) -> datetime | None:
     """When the scheduler is to renew; None whenever it must not."""
     barred = not row["auto_renew"] or not row["issuer_enabled"] or row["archived_at"] or row["revoked_at"]
     if barred or order is Order.OPEN:
         return None
     window_days = row["renewal_window_days"]
-    moments = [_again(each, window_days) for each in failed]
-    newest_failed = row["version_id"] in {each["version_id"] for each in failed}
-    if row["not_before"] is not None and row["expires_at"] is not None and not newest_failed:
-        moments.append(renew_due_at(row["not_before"], row["expires_at"], window_days=window_days))
+    moments = [_again(each, window_days, now) for each in around.failed]
+    failed = {each["version_id"] for each in around.failed}
+    lives = [(each["not_before"], each["not_after"]) for each in around.lives if each["id"] not in failed]
+    if row["version_id"] is None and row["expires_at"] is not None:
+        lives.append((_start(row), row["expires_at"]))
+    moments += [renew_due_at(start, end, window_days=window_days) for start, end in lives]
     return min(moments, default=None)
 
 
-def _again(failed: db.Row, window_days: int) -> datetime:
+def _again(failed: db.Row, window_days: int, now: datetime) -> datetime:
     """When a fresh order follows one that failed for good: after a day, and not before what its agent has is due."""
-    fresh: datetime = failed["completed_at"] + AGAIN
+    # A clock that was ahead for a moment must not put it off for as long.
+    fresh: datetime = min(failed["completed_at"], now) + AGAIN
     if failed["not_after"] is None:
         return fresh
     return max(fresh, renew_due_at(failed["not_before"], failed["not_after"], window_days=window_days))
@@ -199,6 +245,11 @@ def _moved(old: db.Row, new: dict[str, Any]) -> bool:
 def _told(old: db.Row, new: dict[str, Any], actor: Actor) -> Event:
     details = {"from": old["status"], "to": str(new["status"])}
     return Event(actor, "certificate_status_changed", "certificate", old["id"], details)
+
+
+async def postpone(ids: Iterable[str], now: datetime) -> None:
+    """Look again later at certificates that are due, and for which nothing could be ordered."""
+    await db.fetch(POSTPONE, json.dumps(sorted(set(ids))), now, AGAIN_LOOK.total_seconds())
 
 
 async def flip(now: datetime) -> int:

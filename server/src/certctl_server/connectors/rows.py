@@ -10,7 +10,7 @@ from litestar.params import FromPath
 from litestar.types import ControllerRouterHandler
 
 from certctl_server.auth.principal import Req
-from certctl_server.auth.roles import READ, WRITE
+from certctl_server.auth.roles import LISTED, READ, WRITE
 from certctl_server.body import ID, changes, new
 from certctl_server.connectors.service import Family, create, remove, selected, stored, update
 from certctl_server.context import Ctx
@@ -31,7 +31,7 @@ def configured_routes(
     body_of_new: type[msgspec.Struct] = msgspec.defstruct(f"New{family.body.__name__}", fields, bases=(family.body,))
     spec = listing(family, filters or {})
 
-    @get("/", opt={"roles": READ})
+    @get("/", opt={"roles": READ, "query": LISTED})
     async def list_(request: Req, ctx: Ctx) -> Response[bytes]:
         types = family.spellings(ctx.plugins)
         here = {**spec.filters, "type": word("item.type", dict.fromkeys(types.values()), dict(family.aliases))}

@@ -29,6 +29,7 @@ from certctl_server.ids import new_id
 from certctl_server.lists import Row
 from certctl_server.sealing import place
 
+MOST_VALUES = 2000
 READY, INCOMPLETE, DISABLED, FAILING, OFFLINE = "ready", "incomplete", "disabled", "failing", "offline"
 Model: TypeAlias = type[ConnectorConfig]
 NEW: Mapping[str, Any] = {"type": "", "config": "{}", "config_version": 0, "enabled": None, "status": ""}
@@ -303,7 +304,9 @@ async def _columns(family: Family, request: Req, row_id: str, values: Row, befor
     given = values.get("config")
     faults = await missing_references(family.table, values, request.user)
     type_ = _type(family, ctx, values, old, faults)
-    if given:
+    if given and _count(given) > MOST_VALUES:
+        faults["config"] = f"holds more than {MOST_VALUES} values"
+    elif given:
         faults |= {f"config.{key}": "is not possible" for key in sealed_keys(given)}
     if faults:
         raise invalid(faults)
@@ -343,6 +346,11 @@ def _elsewhere(ctx: Context, where: str, old: tuple[Row, Raw], new: tuple[Row, R
 
     columns = [name for name in ("type", "agent_id") if name in new[0] and old[0][name] != new[0][name]]
     return columns[0] if columns else moved(old[1], new[1], same)
+
+
+def _count(value: Any) -> int:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_count, inner))
 
 
 def _type(family: Family, ctx: Context, values: Row, old: Mapping[str, Any], faults: dict[str, str]) -> str:

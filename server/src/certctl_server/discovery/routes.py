@@ -10,7 +10,7 @@ from litestar.types import ControllerRouterHandler
 
 from certctl_server.agents.tables import Agent
 from certctl_server.auth.principal import Req, actor_of, agent_caller
-from certctl_server.auth.roles import OWN_AGENT, READ, WRITE
+from certctl_server.auth.roles import LISTED, OWN_AGENT, READ, WRITE
 from certctl_server.body import ID, new
 from certctl_server.context import Ctx
 from certctl_server.crud import one
@@ -118,7 +118,7 @@ async def report(request: Req, ctx: Ctx, id: FromPath[str]) -> Answer[Row]:
     return Answer(show_scan(scan.to_dict()), status_code=HTTPStatus.ACCEPTED)
 
 
-@get("/api/v1/discovered-certificates", opt={"roles": READ})
+@get("/api/v1/discovered-certificates", opt={"roles": READ, "query": LISTED})
 async def list_(request: Req) -> Response[bytes]:
     """List what was found, last seen first."""
     return await list_response(request, FOUND)
@@ -156,7 +156,7 @@ async def dismiss(request: Req, id: FromPath[str]) -> Row:
     return {"status": "dismissed", "message": "It will not be shown as unmanaged again"}
 
 
-@get("/api/v1/discovery-scans", opt={"roles": READ})
+@get("/api/v1/discovery-scans", opt={"roles": READ, "query": LISTED})
 async def scans(request: Req) -> Response[bytes]:
     """List the reports, newest first."""
     return await list_response(request, SCANS)

@@ -118,7 +118,9 @@ class Front:
                 raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{scope['method']} is not possible here", headers=headers)
             await exchange.answer(HTTPStatus.OK, await health(), {"Content-Type": "application/json"})
             return
-        await self._app(path)(scope, exchange.receive, exchange.send)
+        app = self._app(path)
+        exchange.free = app is not self._apps.api
+        await app(scope, exchange.receive, exchange.send)
 
     def _app(self, path: str) -> ASGIApp:
         for prefix, app in self._apps.mounts.items():
@@ -180,6 +182,8 @@ class Exchange:
         self._scope, self._receive, self._send = scope, receive, send
         self._terms, self._limit = terms, terms.max_body_size
         self._paced = self._overruled = False
+        #: Whether what answers knows no rate limit of ours.
+        self.free = False
         self._hash: Any = None
         self._taken = 0
         scope["state"] = {**(scope.get("state") or {})}
@@ -227,7 +231,7 @@ class Exchange:
 
     async def _is_too_fast(self) -> bool:
         """Count an answer to what no guard saw (no route, no method, no sense) and answer 429 instead, if need be."""
-        if self._paced or "user" in self._scope or not _is_recorded(self.method, self.path):
+        if self._paced or self.free or "user" in self._scope or self.method == "OPTIONS" or self.path in HEALTH:
             return False
         self._paced = True
         try:

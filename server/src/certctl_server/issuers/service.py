@@ -15,6 +15,7 @@ from certctl_server.certificates.status import settle_referring
 from certctl_server.connectors.config import files
 from certctl_server.connectors.service import Change, Family, Given
 from certctl_server.errors import conflict
+from certctl_server.files import is_ours
 from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs.create import lane_of_issuer
 
@@ -61,15 +62,16 @@ def _unsafe(given: Given) -> Mapping[str, str]:
     """What the server reads for anyone lies in its own directory: an option must not lead to other files."""
     home = given.ctx.settings.data_dir.resolve()
     return {
-        key: "must be the full path of a file in the server's data directory"
+        key: "must be the full path of a file in the server's data directory, and none of certctl's own"
         for key, value in files(given.model, given.raw)
-        if not _lies_in(home, Path(value))
+        if not _may_be_read(home, Path(value))
     }
 
 
-def _lies_in(home: Path, path: Path) -> bool:
+def _may_be_read(home: Path, path: Path) -> bool:
     try:
-        return path.is_absolute() and path.resolve().is_relative_to(home)
+        found = path.resolve()
+        return path.is_absolute() and found.is_relative_to(home) and not is_ours(found)
     except (OSError, RuntimeError, ValueError):
         return False
 

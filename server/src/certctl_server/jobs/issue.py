@@ -6,7 +6,7 @@ The intent is committed, the issuer signs, what it returned is checked against t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -27,7 +27,7 @@ from certctl_core.issuer import (
 from certctl_core.job import JobState, JobType
 from certctl_core.names import San, normalise_sans
 from certctl_core.profile import DEFAULT, Profile, check_certificate, check_csr
-from certctl_core.run import Run
+from certctl_core.run import LeaseLost, Run
 
 from certctl_server import db
 from certctl_server.certificates.versions import store
@@ -70,6 +70,8 @@ class Attempt:
     job: Claimed
     run: Run
     instances: Instances
+    orphaned: Callable[[Issued, str], Awaitable[None]]
+    """Told what was signed, and its reference, when the job turned out not to be ours any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +90,17 @@ class Ordered:
         return self.common_name if wanted else ""
 
 
-async def ordered(certificate_id: str) -> Ordered:
+async def ordered(certificate_id: str, *, forced: bool) -> Ordered:
     """Return what a certificate is to be, as its row and profile say now.
 
     Raises:
-        RejectedError: it was archived meanwhile.
+        RejectedError: it was archived meanwhile, or revoked and the order is not ``forced``.
     """
     [row] = await db.fetch(ORDER, certificate_id)
     if row["archived_at"] is not None:
         raise RejectedError("the certificate was archived")
+    if row["revoked_at"] is not None and not forced:
+        raise RejectedError("the certificate was revoked")
     names = normalise_sans(
         [row["common_name"], *json.loads(row["sans"])] if row["common_name"] else json.loads(row["sans"])
     )
@@ -129,7 +133,7 @@ async def issue(attempt: Attempt) -> None:
         LeaseLost: another worker has the job.
     """
     job = attempt.job
-    order = await ordered(job.certificate_id)
+    order = await ordered(job.certificate_id, forced=bool(job.request.get("force")))
     try:
         csr = await accept(job.csr_pem, job.certificate_id, order)
     except CsrError as exc:
@@ -139,7 +143,12 @@ async def issue(attempt: Attempt) -> None:
     if isinstance(outcome, PendingOrder):
         await _wait(job, attempt.run.state, outcome)
         return
-    await store(job, csr, _checked(outcome, csr, order), outcome.reference)
+    issued = _checked(outcome, csr, order)
+    try:
+        await store(job, csr, issued, outcome.reference)
+    except LeaseLost:
+        await attempt.orphaned(issued, outcome.reference)
+        raise
 
 
 async def _outcome(

@@ -13,14 +13,16 @@ from certctl_server.jobs.state import Claimed, end
 from certctl_server.notices.tell import Notice, tell
 
 VERSION = db.Sql("SELECT pem_chain, reference FROM certificate_version WHERE id = $1")
-CONFIRMED = db.Sql("UPDATE revocation SET state = 'confirmed', confirmed_at = {now} WHERE version_id = $1")
+CONFIRMED = db.Sql(
+    "UPDATE revocation SET state = 'confirmed', confirmed_at = {now} WHERE issuer_id = $1 AND serial_number = $2"
+)
 ALL_CONFIRMED = db.Sql(
     """
     UPDATE certificate SET revocation_state = 'confirmed' WHERE id = $1 AND revocation_state <> ''
         AND NOT EXISTS (SELECT 1 FROM revocation WHERE certificate_id = $1 AND state <> 'confirmed')
     """
 )
-UNTOLD = db.Sql("UPDATE revocation SET state = 'failed' WHERE version_id = $1")
+UNTOLD = db.Sql("UPDATE revocation SET state = 'failed' WHERE issuer_id = $1 AND serial_number = $2")
 ANY_UNTOLD = db.Sql("UPDATE certificate SET revocation_state = 'failed' WHERE id = $1 AND revoked_at IS NOT NULL")
 
 
@@ -34,22 +36,24 @@ async def revoke(job: Claimed, run: Run, instances: Instances) -> None:
     issuer = await instances.issuer(job.issuer_id)
     if not isinstance(issuer, Revoker):
         raise RejectedError(f"an issuer of kind {issuer.kind} cannot revoke")
-    version_id = str(job.request["version_id"])
-    [version] = await db.fetch(VERSION, version_id)
     revoker = issuer
+    # One that was signed for an order that had been called off is no version of anything: the job carries it.
+    told = job.request if "cert_pem" in job.request else (await db.fetch(VERSION, job.request["version_id"]))[0]
     asked = RevokeRequest(
-        cert_pem=version["pem_chain"], reference=version["reference"], reason=int(job.request["reason"])
+        cert_pem=told.get("cert_pem") or told["pem_chain"],
+        reference=told["reference"],
+        reason=int(job.request["reason"]),
     )
     await instances.loop.call(lambda: revoker.revoke(asked, run))
     async with db.transaction():
         await end(job, JobState.COMPLETED, last_error="")
-        await db.fetch(CONFIRMED, version_id)
+        await db.fetch(CONFIRMED, job.issuer_id, job.request["serial_number"])
         await db.fetch(ALL_CONFIRMED, job.certificate_id)
 
 
-async def untold(job: Claimed, message: str) -> None:
+async def untold(job_id: str, certificate_id: str, issuer_id: str, serial_number: str, message: str) -> None:
     """Note that the CA could not be told and is not told again, and let people know."""
-    await db.fetch(UNTOLD, str(job.request["version_id"]))
-    await db.fetch(ANY_UNTOLD, job.certificate_id)
+    await db.fetch(UNTOLD, issuer_id, serial_number)
+    await db.fetch(ANY_UNTOLD, certificate_id)
     text = f"the CA was not told of the revocation: {message}"
-    await tell(Notice("Revocation", job.certificate_id, "Revocation failed", text, "critical", f"{job.id}|failed"))
+    await tell(Notice("Revocation", certificate_id, "Revocation failed", text, "critical", f"{job_id}|failed"))

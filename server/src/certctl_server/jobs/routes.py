@@ -15,7 +15,7 @@ from certctl_server import db
 from certctl_server.agents.proof import Seen, verify
 from certctl_server.audit.record import Actor
 from certctl_server.auth.principal import Req, Where, actor_of, agent_caller
-from certctl_server.auth.roles import OWN_AGENT, READ, WRITE
+from certctl_server.auth.roles import LISTED, OWN_AGENT, READ, WRITE
 from certctl_server.body import ID, new
 from certctl_server.certificates.orders import Order, approved, order
 from certctl_server.certificates.status import hold, settle
@@ -91,7 +91,7 @@ JOBS = listed(
 )
 
 
-@get(BASE, opt={"roles": READ})
+@get(BASE, opt={"roles": READ, "query": LISTED})
 async def list_(request: Req) -> Response[bytes]:
     """List jobs, newest first; internal ones only when their type is asked for."""
     return await list_response(request, JOBS)
@@ -108,6 +108,7 @@ async def cancel_(id: FromPath[str], request: Req) -> Row:
     """Cancel an open job."""
     row = await one(Job, id, request.user, "Job")
     async with db.transaction():
+        await hold([row["certificate_id"]] if row["certificate_id"] else [])
         moved = await cancel(Job.id == id, actor=actor_of(request), reason="cancelled by user")
         if not moved:
             raise conflict(f"The job is {row['status']}")
@@ -138,6 +139,7 @@ async def reject(id: FromPath[str], request: Req) -> Row:
     reason = (await new(request, ReasonBody)).reason
     text = f"rejected: {reason}" if reason else "rejected by user"
     async with db.transaction():
+        await hold([row["certificate_id"]] if row["certificate_id"] else [])
         where, states = Job.id == id, (JobState.AWAITING_APPROVAL,)
         if not await cancel(where, actor=actor_of(request), reason=text, states=states):
             raise conflict(f"The job is {row['status']}, not AwaitingApproval")

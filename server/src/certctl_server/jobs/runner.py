@@ -22,7 +22,9 @@ from datetime import timedelta
 from typing import Any, TypeAlias
 
 from certctl_core.errors import ConnectorError, DeploymentError, MisconfiguredError, RejectedError, TransientError
+from certctl_core.issued import Issued
 from certctl_core.job import Cause, JobState, JobType, retry_wait
+from certctl_core.plugins import Plugins
 from certctl_core.run import LeaseLost
 
 from certctl_server import db
@@ -33,6 +35,7 @@ from certctl_server.connectors.run import JobRun
 from certctl_server.context import Context
 from certctl_server.jobs import bell, intents, issue
 from certctl_server.jobs.failure import order_failed
+from certctl_server.jobs.orphan import orphaned
 from certctl_server.jobs.revoke import revoke, untold
 from certctl_server.jobs.state import Claimed, beat, claim, end, mine, release
 from certctl_server.leader import TROUBLE
@@ -64,10 +67,16 @@ class Attempt:
     job: Claimed
     run: JobRun
     instances: Instances
+    plugins: Plugins
 
 
 async def _issue(attempt: Attempt) -> None:
-    await issue.issue(issue.Attempt(attempt.job, attempt.run, attempt.instances))
+    job = attempt.job
+
+    async def orphan(issued: Issued, reference: str) -> None:
+        await orphaned(job, issued, reference, attempt.plugins)
+
+    await issue.issue(issue.Attempt(job, attempt.run, attempt.instances, orphan))
 
 
 async def _send(attempt: Attempt) -> None:
@@ -197,7 +206,7 @@ class Runner:
         run = JobRun(job, deadline, self.loop)
         try:
             async with asyncio.timeout(LONGEST_CALL.total_seconds()):
-                await WORK[job.type](Attempt(job, run, self.instances))
+                await WORK[job.type](Attempt(job, run, self.instances, self._ctx.plugins))
         except LeaseLost as exc:
             log.warning("job lost", extra={"job": job.id, "reason": str(exc)})
         except ConnectorError as exc:
@@ -241,9 +250,12 @@ class Runner:
                 if job.type in issue.ORDERS:
                     await self._order_failed(job, cause, message, over=wait is None)
                 if job.type is JobType.REVOCATION and wait is None:
-                    await untold(job, message)
+                    await untold(job.id, job.certificate_id, job.issuer_id, job.request["serial_number"], message)
                 if job.type is JobType.NOTIFICATION:
-                    await notices.failed(job, message, wait is None, facts.get("next_retry_at"))
+                    again = facts.get("next_retry_at")
+                    await notices.failed(
+                        job.request["notification_id"], message, over=wait is None, next_retry_at=again
+                    )
 
     async def _order_failed(self, job: Claimed, cause: Cause, message: str, *, over: bool) -> None:
         if cause in {Cause.REJECTED, Cause.MISCONFIGURED}:

@@ -39,7 +39,11 @@ ACTIONS = {
     **{(order, JobState.COMPLETED): "renewal_job_completed" for order in ORDERS},
     **{(order, JobState.FAILED): "renewal_job_failed" for order in ORDERS},
 }
-MOVED = (Job.id, Job.type, Job.certificate_id, Job.target_id, Job.agent_id, Job.lane, Job.version_id, Job.failures)
+MOVED = (
+    Job.id, Job.type, Job.status, Job.certificate_id, Job.target_id, Job.agent_id, Job.issuer_id, Job.lane,
+    Job.version_id, Job.failures, Job.request, Job.next_retry_at,
+)  # fmt: skip
+WORN = "crashed its worker"
 
 
 async def move(
@@ -183,7 +187,7 @@ SAVE = db.Sql(
     """UPDATE job SET run_state = $3, crashes = 0 WHERE id = $1 AND fence = $2 AND status = 'Running' RETURNING id"""
 )
 EXPIRED = db.Sql(
-    """SELECT id, type, fence, beat, owner FROM job
+    """SELECT id, type, fence, beat, owner, certificate_id FROM job
     WHERE lease_until IS NOT NULL AND lease_until <= {now} ORDER BY lease_until LIMIT 500"""
 )
 
@@ -250,7 +254,7 @@ async def release(where: Combinable, *, reason: str, crashed: bool = True) -> li
     One whose owner crashed for the third time in a row, with nothing saved in between, fails instead.
     """
     now, note = datetime.now(UTC), {"reason": reason}
-    worn: dict[str, Any] = {"note": note, "last_error": "crashed its worker", "crashes": 0}
+    worn: dict[str, Any] = {"note": note, "last_error": WORN, "crashes": 0}
     again: dict[str, Any] = {"note": note} | ({"crashes": Job.crashes + 1} if crashed else {})
     agents = Job.type == JobType.DEPLOYMENT
     workers = Job.type != JobType.DEPLOYMENT

@@ -11,12 +11,12 @@ from certctl_core.job import JobState, JobType
 
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM
-from certctl_server.certificates.status import settle
+from certctl_server.certificates.status import hold, hold_of, settle
 from certctl_server.certificates.versions import CALLED_OFF
 from certctl_server.jobs import bell
-from certctl_server.jobs.failure import order_failed
+from certctl_server.jobs.failure import ended
 from certctl_server.jobs.runner import Runner
-from certctl_server.jobs.state import EXPIRED, cancel, move, release, retry_due
+from certctl_server.jobs.state import EXPIRED, WORN, cancel, move, release, retry_due
 from certctl_server.jobs.tables import Job
 from certctl_server.leader import Leadership, Stillness
 
@@ -26,6 +26,14 @@ OUTLIVED = db.Sql(
     SELECT j.id FROM job j JOIN certificate_version v ON v.id = j.version_id
     WHERE j.type = 'Deployment' AND j.status IN ('Pending', 'Running', 'Failed') AND j.place IS NOT NULL
         AND v.not_after <= {now}
+    """
+)
+# What the CA came to nobody can say any more; if it signed, and that is ever seen, it is nobody's.
+UNRESOLVED = db.Sql(
+    """
+    UPDATE intent SET status = 'unresolved', settled_at = {now}, reason = 'the order was called off while it was placed'
+    WHERE status = 'open' AND created_at < {after:-3600}
+        AND EXISTS (SELECT 1 FROM job j WHERE j.id = intent.job_id AND j.status IN ('Cancelled', 'Completed'))
     """
 )
 NEXT_DUE = db.Sql("SELECT min(due_at) AS due_at FROM job WHERE due_at IS NOT NULL AND due_at > {now}")
@@ -62,11 +70,10 @@ class Sweeper:
         self._stillness.keep_only({row["id"] for row in rows})
         dead = [row for row in rows if self._is_dead(row)]
         async with leadership.leading():
+            await hold(row["certificate_id"] for row in dead if row["certificate_id"])
             for fence in sorted({row["fence"] for row in dead}):
                 ids = [row["id"] for row in dead if row["fence"] == fence]
-                moved = await release(Job.id.is_in(ids) & (Job.fence == fence), reason="its lease ran out")
-                await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
-                _ring(moved)
+                await _given_back(await release(Job.id.is_in(ids) & (Job.fence == fence), reason="its lease ran out"))
 
     def _is_dead(self, row: db.Row) -> bool:
         if self._runner.runs(row["id"]):
@@ -81,9 +88,9 @@ class Sweeper:
         if not self._alone:
             return
         workers = (Job.status == JobState.RUNNING) & Job.owner.not_like(f"{AGENT}%")
-        moved = await release(workers, reason="the process ended")
-        await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
-        _ring(moved)
+        async with db.transaction():
+            await hold_of(workers)
+            await _given_back(await release(workers, reason="the process ended"))
 
 
 async def time_out(leadership: Leadership, awaiting_csr: timedelta, awaiting_approval: timedelta) -> datetime | None:
@@ -95,14 +102,21 @@ async def time_out(leadership: Leadership, awaiting_csr: timedelta, awaiting_app
             moved += await cancel(Job.id.is_in(outlived), actor=SYSTEM, reason="the version has expired")
             await db.fetch(CALLED_OFF, json.dumps(outlived))
         silent = (Job.scheduled_at < now - awaiting_csr) & (Job.csr_pem == "")
+        await hold_of(silent & (Job.status == JobState.AWAITING_CSR))
         text = "no agent answered with a CSR in time"
-        for row in await move(silent, JobState.AWAITING_CSR, JobState.FAILED, last_error=text):
-            await order_failed(row["id"], JobType(row["type"]), row["certificate_id"], text, over=True)
+        await ended(await move(silent, JobState.AWAITING_CSR, JobState.FAILED, last_error=text), text)
         old = Job.scheduled_at < now - awaiting_approval
         waiting = (JobState.AWAITING_APPROVAL,)
         moved += await cancel(old, actor=SYSTEM, reason="nobody approved it in time", states=waiting)
         await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
+        await db.fetch(UNRESOLVED)
     return None
+
+
+async def _given_back(rows: list[db.Row]) -> None:
+    await settle({row["certificate_id"] for row in rows if row["certificate_id"]})
+    await ended(rows, WORN)
+    _ring(rows)
 
 
 def _ring(rows: list[db.Row]) -> None:

@@ -7,7 +7,7 @@ from litestar.params import FromPath
 from litestar.types import ControllerRouterHandler
 
 from certctl_server.auth.principal import Req, actor_of
-from certctl_server.auth.roles import READ, WRITE
+from certctl_server.auth.roles import LISTED, READ, WRITE
 from certctl_server.connectors.probe import send_test
 from certctl_server.connectors.rows import configured_routes
 from certctl_server.context import Ctx
@@ -36,7 +36,7 @@ NOTIFICATIONS = listed(
 )
 
 
-@get("/api/v1/notifications", opt={"roles": READ})
+@get("/api/v1/notifications", opt={"roles": READ, "query": LISTED})
 async def list_(request: Req) -> Response[bytes]:
     """List what was sent to people, newest first."""
     return await list_response(request, NOTIFICATIONS)

@@ -14,7 +14,7 @@ from certctl_server.auth.principal import Principal
 from certctl_server.body import Name
 from certctl_server.connectors.service import Change, Family
 from certctl_server.crud import one
-from certctl_server.jobs.state import Claimed, cancel
+from certctl_server.jobs.state import cancel
 from certctl_server.jobs.tables import Job
 from certctl_server.notices.tables import Notification, Notifier
 from certctl_server.notices.tell import lane_of_notifier
@@ -63,9 +63,9 @@ class NotifierBody(msgspec.Struct):
     )
 
 
-async def failed(job: Claimed, message: str, over: bool, next_retry_at: datetime | None) -> None:  # noqa: FBT001
+async def failed(notification_id: str, message: str, *, over: bool, next_retry_at: datetime | None) -> None:
     """Note that a message could not be sent; ``over``: it is not tried again."""
-    await db.fetch(FAILED, str(job.request["notification_id"]), message, over, next_retry_at)
+    await db.fetch(FAILED, notification_id, message, over, next_retry_at)
 
 
 async def mark_read(row_id: str, principal: Principal, actor: Actor) -> None:

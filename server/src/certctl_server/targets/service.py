@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -12,7 +12,8 @@ import msgspec
 
 from certctl_server import db
 from certctl_server.body import ID, Name
-from certctl_server.certificates.status import settle
+from certctl_server.certificates.mapping import catch_up
+from certctl_server.certificates.status import hold, settle
 from certctl_server.connectors.config import spellings
 from certctl_server.connectors.service import Change, Family, Given, assess
 from certctl_server.context import Context
@@ -81,22 +82,33 @@ def _commands(value: Any, path: str, *, inside: bool) -> Iterator[tuple[str, str
 
 async def _written(change: Change) -> None:
     moved = change.changed("agent_id")
-    if moved:
-        await cancel(Job.target_id == change.id, actor=change.actor, reason="the target moved to another agent")
-        await db.fetch(START_OVER, change.id)
     if moved or change.changed("enabled"):
-        await _settle(change, await db.fetch(MAPPED, change.id))
+        ids = await _held(change)
+        if moved:
+            await cancel(Job.target_id == change.id, actor=change.actor, reason="the target moved to another agent")
+            await db.fetch(START_OVER, change.id)
+        await _follow(change, ids)
     # What was not offered may be now.
     bell.ring_agent(change.after["agent_id"])
 
 
 async def _removing(change: Change) -> None:
+    ids = await _held(change)
     await cancel(Job.target_id == change.id, actor=change.actor, reason="the target was removed")
-    await _settle(change, await db.fetch(UNMAP, change.id))
+    await db.fetch(UNMAP, change.id)
+    await _follow(change, ids)
 
 
-async def _settle(change: Change, mapped: Iterable[Row]) -> None:
-    await settle([row["certificate_id"] for row in mapped], actor=change.actor)
+async def _held(change: Change) -> list[str]:
+    ids = [row["certificate_id"] for row in await db.fetch(MAPPED, change.id)]
+    await hold(ids)
+    return ids
+
+
+async def _follow(change: Change, ids: list[str]) -> None:
+    """Let the certificates of the target have, and only have, what its agents need now."""
+    await catch_up(ids, change.actor)
+    await settle(ids, actor=change.actor)
 
 
 async def test(ctx: Context, row: Row) -> dict[str, Any]:

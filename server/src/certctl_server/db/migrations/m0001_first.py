@@ -363,6 +363,7 @@ JOBS = [
         "PRIMARY KEY (job_id, number)",
     ),
     _index("intent", "public_key_sha256"),
+    _index("intent", "created_at", where="status = 'open'"),
     # What an agent sent before there was an order for it.
     _table(
         "kept_csr",
