@@ -2,7 +2,8 @@ import asyncio
 import time
 
 import pytest
-from certctl_server.connectors.loop import ConnectorLoop
+from certctl_core.errors import RejectedError
+from certctl_server.connectors.loop import ConnectorBug, ConnectorLoop
 
 
 @pytest.fixture
@@ -62,8 +63,25 @@ async def test_what_a_connector_returns_or_raises_arrives(loop):
         return asyncio.get_running_loop() is not loop.main
 
     assert await loop.call(there)
-    with pytest.raises(KeyError, match="x"):
+    with pytest.raises(ConnectorBug, match="KeyError: 'x'") as raised:
         await loop.call(fails)
+    assert isinstance(raised.value.error, KeyError)
+
+
+async def test_what_a_connector_may_raise_and_what_is_ours_arrive_as_they_are(loop):
+    async def refuses():
+        raise RejectedError("no")
+
+    async def ours():
+        raise OSError("the database is gone")
+
+    async def asks():
+        return await loop.back(ours)
+
+    with pytest.raises(RejectedError, match="no"):
+        await loop.call(refuses)
+    with pytest.raises(OSError, match="the database is gone"):
+        await loop.call(asks)
 
 
 async def test_work_handed_back_runs_on_the_main_loop(loop):

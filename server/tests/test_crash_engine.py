@@ -170,6 +170,7 @@ async def all_done(client):
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills", [22, pytest.param(100, marks=pytest.mark.soak)], ids=["short", "full"])
 async def test_an_order_becomes_one_stored_certificate_through_any_number_of_kills(kills, engines, client, journal):
     dice, orders = random.Random(seed()), []

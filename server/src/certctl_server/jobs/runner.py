@@ -167,7 +167,11 @@ class Runner:
             # Nobody takes more than half of what is free while others wait, and who was served goes last.
             limit = free if len(self._wanted) == 1 else max(1, free // 2)
             self._wanted.pop(lane, None)
-            claimed = await claim(self.owner, lane, limit=limit, lease=lease)
+            try:
+                claimed = await claim(self.owner, lane, limit=limit, lease=lease)
+            except Exception:
+                self._wanted[lane] = None
+                raise
             if len(claimed) == limit:
                 self.look(lane)
             for job in claimed:
@@ -202,6 +206,13 @@ class Runner:
             task.cancel()
 
     async def _run(self, job: Claimed) -> None:
+        try:
+            await self._attempt(job)
+        except Exception as exc:
+            # Not even its end could be written: its lease runs out, and it is taken up again.
+            log.warning("job left to its lease", extra={"job": job.id}, exc_info=exc)
+
+    async def _attempt(self, job: Claimed) -> None:
         deadline = db.now() + LONGEST_CALL
         run = JobRun(job, deadline, self.loop)
         try:
