@@ -36,6 +36,7 @@ TURNS = {"check and reload": 2, "begin": 2}
 #: Only after such a death is there something to put right at the next start.
 LEFT_BEHIND = {"flip": ("check and reload", "recover"), "claim": ("claim", "take over")}
 PATIENCE = 150
+LONGEST_LIFE = 45
 SHORT_LEASES = {
     "CERTCTL_JOB_LEASE": "1s",
     "CERTCTL_AGENT_OFFER_LEASE": "2s",
@@ -75,12 +76,15 @@ class Mortal:
         """Kill it if that is its death, and let it rise again if it died."""
         if self._death == ANY_MOMENT and time.monotonic() > self._until:
             self.program.end(signal.SIGKILL)
+        unreached = self._death not in {None, ANY_MOMENT} and time.monotonic() - self._since > LONGEST_LIFE
+        if unreached:
+            # No work led there in this life; it dies all the same, and the report says where it did not.
+            self.program.end(signal.SIGKILL)
         if not self.program.running:
             assert self.program.end() == -signal.SIGKILL, "it ended by itself"
             assert self._death is not None, "it died of itself"
-            self.died[str(self._death)] += 1
+            self.died[f"{self._death}: not reached, killed" if unreached else str(self._death)] += 1
             self.live(dice)
-        assert self._death is None or time.monotonic() - self._since < PATIENCE, f"it never came to die {self._death}"
 
 
 class Site:
