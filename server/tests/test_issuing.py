@@ -4,7 +4,6 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from certctl_core import plugins
 from certctl_core.issuer import IssueRequest
 from certctl_core.job import JobState, JobType
 from certctl_core.run import LeaseLost
@@ -17,36 +16,10 @@ from certctl_server.certificates.create import Wanted, create
 from certctl_server.certificates.orders import Order, give_csr, order
 from certctl_server.certificates.status import settle
 from certctl_server.connectors.run import JobRun
-from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs import bell, intents
-from certctl_server.jobs.runner import Runner
 from certctl_server.jobs.state import claim, end, move, release, save
 from certctl_server.jobs.tables import Job
-from certctl_server.people.tables import Owner, Team
-from certctl_server.rules.tables import RenewalPolicy
 from certctl_server.targets.tables import Target
-
-
-@pytest.fixture
-async def grounds(ctx):
-    """What every certificate refers to."""
-    times = {"created_at": db.now(), "updated_at": db.now()}
-    await Team.insert(Team(id="t", name="t", **times))
-    await Owner.insert(Owner(id="o", name="o", team_id="t", **times))
-    await RenewalPolicy.insert(RenewalPolicy(id="rp-default", name="default", **times))
-    await Issuer.insert(Issuer(id="iss-local", name="own", type="GenericCA", status="ready", **times))
-
-
-@pytest.fixture
-async def runner(ctx, grounds):
-    """Workers of this process, answering bells without a broker."""
-    ctx.plugins = plugins.load()
-    runner = Runner(ctx)
-    runner.start()
-    bell.connect(runner.look, lambda *_: None)
-    yield runner
-    bell.connect(None, None)
-    await runner.stop()
 
 
 def wanted(*sans, **more):

@@ -138,7 +138,7 @@ class Server(Program):
         self.data_dir = root / "server"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        where = {"CERTCTL_DATA_DIR": str(self.data_dir), "CERTCTL_PKI_HTTP_PORT": str(free_port())}
+        where = {"CERTCTL_DATA_DIR": str(self.data_dir)}
         if database_url:
             where |= {
                 "CERTCTL_DATABASE_URL": database_url,

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from uuid_utils import uuid7
 
 PATTERN = r"^[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,127}\Z"
-_ID = re.compile(PATTERN)
 
 
 def new_id(prefix: str) -> str:
     """Return ``prefix`` and a suffix that is unique and sorts by time (RFC 9562 UUIDv7)."""
     return f"{prefix}-{uuid7().hex}"
-
-
-def is_id(text: str) -> bool:
-    """Whether ``text`` may name a row: such ids become file names on agents."""
-    return _ID.match(text) is not None

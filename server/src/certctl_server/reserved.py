@@ -9,19 +9,11 @@ from certctl_core.plugins import Plugins
 
 from certctl_server import db
 from certctl_server.connectors.config import seal, unseal
+from certctl_server.notices.service import EVENTS
 from certctl_server.sealing import Cipher, place
 from certctl_server.settings import Settings
 
 WEBHOOK = "nt-webhook"
-EVENTS = (
-    "ExpirationWarning",
-    "RenewalSuccess",
-    "RenewalFailure",
-    "DeploymentSuccess",
-    "DeploymentFailure",
-    "PolicyViolation",
-    "Revocation",
-)
 STORED = db.Sql("SELECT config FROM notifier WHERE id = $1")
 PUT = db.Sql(
     "INSERT INTO notifier (id, name, type, config, events, status, created_at, updated_at)"

@@ -26,7 +26,6 @@ SEALED = re.compile(r"sealed:1:([0-9a-f]{16}):([A-Za-z0-9_-]+={0,2})")
 CHECK, SALT = "sealing_check", "sealing_salt"
 SETTING = db.Sql("SELECT value FROM setting WHERE name = $1")
 REMEMBER = db.Sql("INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
-REPLACE = db.Sql("UPDATE setting SET value = $3 WHERE name = $1 AND value = $2")
 
 #: Where sealed text is: table, what names a row in ``place``, column.
 PLACES = (

@@ -43,15 +43,19 @@ def is_plain(agent: db.Row) -> bool:
     return not json.loads(agent["capabilities"] or "[]")
 
 
+def is_skewed(clock_offset_ms: int | None) -> bool:
+    """Whether an agent's clock is too far off for work that dates matter to."""
+    return abs(clock_offset_ms or 0) > SKEW_MS
+
+
 def status_of(
     last_heartbeat_at: datetime | None, clock_offset_ms: int | None, last: list[str], now: datetime
 ) -> AgentStatus:
     """Return what an agent is; ``last`` are the states of its last three jobs."""
     if last_heartbeat_at is None or now - last_heartbeat_at > SILENCE:
         return AgentStatus.OFFLINE
-    skewed = abs(clock_offset_ms or 0) > SKEW_MS
     failing = len(last) == 3 and set(last) == {"Failed"}  # noqa: PLR2004  # the last three
-    return AgentStatus.DEGRADED if skewed or failing else AgentStatus.ONLINE
+    return AgentStatus.DEGRADED if is_skewed(clock_offset_ms) or failing else AgentStatus.ONLINE
 
 
 async def watch(leadership: Leadership) -> datetime | None:

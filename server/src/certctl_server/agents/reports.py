@@ -18,7 +18,7 @@ from certctl_server.audit.record import Actor, Event, record
 from certctl_server.certificates.status import TRIES, hold, hold_of, settle
 from certctl_server.errors import conflict, not_found
 from certctl_server.jobs import bell
-from certctl_server.jobs.failure import order_failed
+from certctl_server.jobs.failure import SAY, order_failed
 from certctl_server.jobs.state import move, release
 from certctl_server.jobs.tables import Job
 from certctl_server.notices.tell import Notice, tell
@@ -53,7 +53,6 @@ STAYED = db.Sql(
     """
 )
 DEPLOYED = db.Sql("UPDATE certificate SET last_deployment_at = {now}, last_error = '' WHERE id = $1")
-SAY = db.Sql("UPDATE certificate SET last_error = $2 WHERE id = $1")
 #: In order of BEAT's parameters: what an agent may say of itself.
 SAID = ("version", "hostname", "os", "architecture", "ip_address")
 

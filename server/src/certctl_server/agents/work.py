@@ -16,7 +16,7 @@ from certctl_core.profile import Profile
 from pydantic import SecretStr
 
 from certctl_server import db
-from certctl_server.agents.health import is_plain
+from certctl_server.agents.health import is_plain, is_skewed
 from certctl_server.connectors.config import hide, unseal
 from certctl_server.context import Context
 from certctl_server.jobs.bell import Waiter, draining
@@ -113,7 +113,7 @@ async def offers(ctx: Context, agent: db.Row, *, claims: bool, wait: timedelta) 
 async def _look(ctx: Context, agent: db.Row, *, claims: bool) -> list[dict[str, Any]]:
     if is_plain(agent):
         await _keep_back(agent["id"])
-    skewed = "skewed" if abs(agent["clock_offset_ms"] or 0) > 5 * 60 * 1000 else "right"
+    skewed = "skewed" if is_skewed(agent["clock_offset_ms"]) else "right"
     if not (rows := await db.fetch(LOOKED, agent["id"], skewed, ITEMS)):
         return []
     if claims:

@@ -10,11 +10,12 @@ from typing import Any
 from certctl_core.csr import CsrError
 from certctl_core.errors import RejectedError
 from certctl_core.issuer import Revoker
-from certctl_core.job import JobType
+from certctl_core.job import ORDERS, JobType
 from certctl_core.plugins import Plugins
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, audited
+from certctl_server.certificates.mapping import OPEN_ORDERS
 from certctl_server.certificates.orders import Order, give_csr, order
 from certctl_server.certificates.status import hold, settle
 from certctl_server.certificates.versions import deploy, fitting
@@ -23,7 +24,7 @@ from certctl_server.ids import new_id
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import NewJob, create, lane_of_issuer
 from certctl_server.jobs.issue import accept, ordered
-from certctl_server.jobs.state import ORDERS, URGENT, cancel
+from certctl_server.jobs.state import URGENT, cancel
 from certctl_server.jobs.tables import Job
 from certctl_server.notices.tell import Notice, tell
 
@@ -38,12 +39,6 @@ REASONS = {
     "privilegeWithdrawn": 9,
 }
 """Reasons for revocation and their CRL codes (RFC 5280 section 5.3.1)."""
-OPEN_ORDERS = db.Sql(
-    """
-    SELECT id, type, agent_id, csr_pem FROM job WHERE certificate_id = $1 AND type IN ('Issuance', 'Renewal')
-        AND place IS NOT NULL ORDER BY created_at, id
-    """
-)
 ISSUER = db.Sql("SELECT id, type, enabled, status FROM issuer WHERE id = $1")
 OPEN_DEPLOYMENTS = db.Sql(
     """
@@ -108,8 +103,8 @@ async def renew(row: db.Row, asked: Renewal, actor: Actor) -> list[str]:
         Refused: 400 for a CSR that does not fit, 409 when it cannot be renewed in its present state.
     """
     await _renewable(row, asked)
-    existing = await db.fetch(OPEN_ORDERS, row["id"])
-    joined = [each["id"] for each in existing if asked.csr_pem and not each["agent_id"] and not each["csr_pem"]]
+    existing = await db.fetch(OPEN_ORDERS, json.dumps([row["id"]]))
+    joined = [each["id"] for each in existing if asked.csr_pem and not each["agent_id"] and not each["csr_sha256"]]
     issuing = [each["id"] for each in existing if each["type"] == JobType.ISSUANCE]
     if existing and not joined and issuing:
         return issuing

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from certctl_core.job import JobType
+from certctl_core.job import ORDERS, JobType
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, record
@@ -14,7 +14,7 @@ from certctl_server.certificates.orders import Order, order
 from certctl_server.certificates.versions import deploy, fitting
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import order_place
-from certctl_server.jobs.state import ORDERS, cancel
+from certctl_server.jobs.state import cancel
 from certctl_server.jobs.tables import Job
 
 MAP = db.insert_rows(
@@ -33,7 +33,7 @@ WANTING = db.Sql(
 )
 OPEN_ORDERS = db.Sql(
     """
-    SELECT certificate_id, agent_id, id, csr_sha256 FROM job WHERE certificate_id IN ({ids:$1})
+    SELECT certificate_id, agent_id, id, type, csr_sha256 FROM job WHERE certificate_id IN ({ids:$1})
         AND type IN ('Issuance', 'Renewal') AND place IS NOT NULL ORDER BY created_at, id
     """
 )

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from certctl_core.job import JobState, JobType
+from certctl_core.job import ORDERS, JobState, JobType
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, record
 from certctl_server.ids import new_id
-from certctl_server.jobs.state import NORMAL, ORDERS
+from certctl_server.jobs.state import NORMAL
 
 COLUMNS = {
     "id": "text", "type": "text", "certificate_id": "text", "target_id": "text", "agent_id": "text",

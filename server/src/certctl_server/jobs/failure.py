@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from certctl_core.job import JobState, JobType
+from certctl_core.job import ORDERS, JobState, JobType
 
 from certctl_server import db
 from certctl_server.certificates.status import settle
 from certctl_server.jobs.revoke import untold
-from certctl_server.jobs.state import ORDERS
 from certctl_server.notices import service as notices
 from certctl_server.notices.tell import Notice, tell
 

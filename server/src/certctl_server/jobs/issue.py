@@ -24,7 +24,7 @@ from certctl_core.issuer import (
     Poller,
     PollRequest,
 )
-from certctl_core.job import JobState, JobType
+from certctl_core.job import JobState
 from certctl_core.names import San, normalise_sans
 from certctl_core.profile import DEFAULT, Profile, check_certificate, check_csr
 from certctl_core.run import LeaseLost, Run
@@ -36,7 +36,6 @@ from certctl_server.jobs import intents
 from certctl_server.jobs.state import Claimed, end
 from certctl_server.rules.profiles import of_row
 
-ORDERS = frozenset({JobType.ISSUANCE, JobType.RENEWAL})
 SUBJECT_LENGTH = 64
 PENDING = "$pending"
 """Where a pending order's reference is kept in the job's saved state, beside what the connector saved."""

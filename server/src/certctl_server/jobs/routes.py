@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
-from certctl_core.job import JobState, JobType
+from certctl_core.job import ORDERS, JobState, JobType
 from certctl_core.x509 import normalise_fingerprint
 from litestar import Response, get, post
 from litestar.params import FromPath
@@ -26,7 +26,7 @@ from certctl_server.errors import Refused, conflict, invalid
 from certctl_server.filters import equal, word
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import deployment_place, order_place
-from certctl_server.jobs.state import ORDERS, cancel, move, requeue
+from certctl_server.jobs.state import cancel, move, requeue
 from certctl_server.jobs.tables import Job
 from certctl_server.lists import Row, list_response, listed
 

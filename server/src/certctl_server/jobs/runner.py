@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 from certctl_core.errors import ConnectorError, DeploymentError, MisconfiguredError, RejectedError, TransientError
 from certctl_core.issued import Issued
-from certctl_core.job import Cause, JobState, JobType, retry_wait
+from certctl_core.job import ORDERS, Cause, JobState, JobType, retry_wait
 from certctl_core.plugins import Plugins
 from certctl_core.run import LeaseLost
 
@@ -258,7 +258,7 @@ class Runner:
                 await hold([job.certificate_id] if job.certificate_id else [])
                 await end(job, JobState.FAILED, **facts, result=json.dumps({"cause": cause}))
                 bell.poke("job retry")
-                if job.type in issue.ORDERS:
+                if job.type in ORDERS:
                     await self._order_failed(job, cause, message, over=wait is None)
                 if job.type is JobType.REVOCATION and wait is None:
                     await untold(job.id, job.certificate_id, job.issuer_id, job.request["serial_number"], message)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from certctl_core.job import JobState, JobType, check
+from certctl_core.job import ORDERS, JobState, JobType, check
 from certctl_core.run import LeaseLost
 from piccolo.columns import Column
 from piccolo.custom_types import Combinable
@@ -28,7 +28,6 @@ URGENT, NORMAL, LATER = 0, 5, 9
 PRIORITIES = (URGENT, NORMAL, LATER)
 CRASHES = 3
 ENDED = {JobState.COMPLETED, JobState.CANCELLED}
-ORDERS = (JobType.ISSUANCE, JobType.RENEWAL)
 
 #: What audit readers of the original look for; everything else is ``job_<state>``.
 ACTIONS = {
