@@ -3,8 +3,8 @@
 import asyncio
 import sqlite3
 
-import aiosqlite
 import pytest
+from certctl_server.db.lite import Costs, Lite
 from certctl_server.db.writer import Writer
 
 
@@ -20,7 +20,7 @@ async def place(tmp_path):
 
 @pytest.fixture
 async def writer(place):
-    writer = Writer(await aiosqlite.connect(place, isolation_level=None))
+    writer = Writer(await Lite.open(Costs(), database=place, isolation_level=None))
     yield writer
     await writer.close()
 
@@ -35,7 +35,7 @@ def stored(place):
 
 async def put(writer, number, *, then=None):
     async with writer.work() as connection:
-        await connection.execute("INSERT INTO row VALUES (?)", (number,))
+        await connection.fetch("INSERT INTO row VALUES (?)", (number,))
         if then:
             raise then
     return number
@@ -50,7 +50,7 @@ async def test_what_is_done_is_on_disk_when_its_author_is_told(writer, place):
 async def test_those_who_wait_for_their_turn_share_one_commit(writer, place):
     statements = []
     async with writer.work() as connection:
-        await connection.set_trace_callback(statements.append)
+        connection.raw.set_trace_callback(statements.append)
     await asyncio.gather(*(put(writer, number) for number in range(20)))
     assert stored(place) == list(range(20))
     assert statements.count("COMMIT") < 5
@@ -67,7 +67,7 @@ async def test_one_that_fails_is_undone_alone(writer, place, failing):
 async def test_one_that_is_cancelled_at_any_point_leaves_the_connection_free(writer, place):
     async def slow(number):
         async with writer.work() as connection:
-            await connection.execute("INSERT INTO row VALUES (?)", (number,))
+            await connection.fetch("INSERT INTO row VALUES (?)", (number,))
             await asyncio.sleep(0)
 
     for turns in range(40):
@@ -84,7 +84,7 @@ async def test_one_that_is_cancelled_at_any_point_leaves_the_connection_free(wri
 async def test_whoever_waits_for_a_transaction_that_sqlite_undid_is_told(writer, place):
     async def undone():
         async with writer.work() as connection:
-            await connection.execute("INSERT OR ROLLBACK INTO row VALUES (1)")
+            await connection.fetch("INSERT OR ROLLBACK INTO row VALUES (1)")
 
     await put(writer, 1)
     good, bad, later = await asyncio.gather(put(writer, 2), undone(), put(writer, 3), return_exceptions=True)
@@ -96,12 +96,12 @@ async def test_whoever_waits_for_a_transaction_that_sqlite_undid_is_told(writer,
 
 async def test_a_commit_that_fails_is_told_to_all_who_wait_for_it(writer, place):
     async with writer.work() as connection:
-        await connection.execute("CREATE TABLE child (row REFERENCES row (number) DEFERRABLE INITIALLY DEFERRED)")
-    await connection.execute("PRAGMA foreign_keys=1")
+        await connection.fetch("CREATE TABLE child (row REFERENCES row (number) DEFERRABLE INITIALLY DEFERRED)")
+    await connection.fetch("PRAGMA foreign_keys=1")
 
     async def orphan():
         async with writer.work() as connection:
-            await connection.execute("INSERT INTO child VALUES (77)")
+            await connection.fetch("INSERT INTO child VALUES (77)")
 
     ended = await asyncio.gather(orphan(), put(writer, 5), return_exceptions=True)
     assert [type(each) for each in ended] == [sqlite3.IntegrityError] * 2

@@ -7,32 +7,27 @@ writer fails at once; its PostgreSQL transaction keeps the connection when COMMI
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import aiosqlite
 import asyncpg
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
-from piccolo.engine.sqlite import SQLiteEngine, SQLiteTransaction, TransactionType, dict_factory
+from piccolo.engine.sqlite import SQLiteEngine, SQLiteTransaction, TransactionType
 
-from certctl_server.db.writer import Writer, whole
+from certctl_server.db.lite import Costs, Lite, whole
+from certctl_server.db.writer import Writer
 
 READERS = 3
 # FULL: a committed intent to sign must survive a power cut, not only a crash.
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=1", "busy_timeout=5000", "cache_size=-16000")
 
 
-def _dicts(rows: Iterable[Any]) -> list[dict[str, Any]]:
-    """The rows as they are: the row factory has made dicts of them, which aiosqlite's types do not know."""
-    return list(rows)
-
-
 class LiteTransaction(SQLiteTransaction):
     """A piece of the one writing connection's work, from its turn until it is on disk or undone."""
 
     engine: LiteEngine
-    connection: aiosqlite.Connection
+    connection: Lite
 
     async def __aenter__(self) -> Self:
         if self._parent is not None:
@@ -56,17 +51,22 @@ class LiteEngine(SQLiteEngine):
 
     def __init__(self, path: str) -> None:
         super().__init__(path=path)
+        self._costs = Costs()
         self._writer: Writer | None = None
-        self._readers: asyncio.LifoQueue[aiosqlite.Connection] = asyncio.LifoQueue()
-        self._all: list[aiosqlite.Connection] = []
+        self._reader: Lite | None = None
+        """For reads that are over at once; it is never lent."""
+        self._readers: asyncio.LifoQueue[Lite] = asyncio.LifoQueue()
+        self._all: list[Lite] = []
 
     async def start(self) -> None:
         """Open the file, making it if it is not there."""
         self._writer = Writer(await self._open())
-        for _ in range(READERS):
+        for _ in range(READERS + 1):
             reader = await self._open()
             self._all.append(reader)
-            await reader.execute("PRAGMA query_only=1")
+            await reader.wait("PRAGMA query_only=1")
+        self._reader = self._all[0]
+        for reader in self._all[1:]:
             self._readers.put_nowait(reader)
 
     async def stop(self) -> None:
@@ -78,12 +78,11 @@ class LiteEngine(SQLiteEngine):
             await self._writer.close()
             self._writer = None
 
-    async def _open(self) -> aiosqlite.Connection:
-        connection = await aiosqlite.connect(**self.connection_kwargs)
-        connection.row_factory = dict_factory  # type: ignore[assignment]
+    async def _open(self) -> Lite:
+        connection = await Lite.open(self._costs, **self.connection_kwargs)
         try:
             for pragma in PRAGMAS:
-                await connection.execute(f"PRAGMA {pragma}")
+                await connection.wait(f"PRAGMA {pragma}")
         except BaseException:
             await connection.close()  # else its thread would keep the process alive
             raise
@@ -99,15 +98,18 @@ class LiteEngine(SQLiteEngine):
     async def run(self, text: str, args: Sequence[Any]) -> list[dict[str, Any]]:
         """Run one statement, inside the transaction of the calling task if it has one."""
         if current := self.current_transaction.get():
-            return _dicts(await current.connection.execute_fetchall(text, args))
+            inside: Lite = current.connection
+            return await inside.fetch(text, args)
         if text.lstrip()[:6].upper() == "SELECT":
+            if self._reader is not None and self._costs.short(text, args):
+                return await self._reader.fetch(text, args)
             reader = await self._readers.get()
             try:
-                return _dicts(await reader.execute_fetchall(text, args))
+                return await reader.fetch(text, args)
             finally:
                 self._readers.put_nowait(reader)
         async with self.writer.work() as connection:
-            return _dicts(await connection.execute_fetchall(text, args))
+            return await connection.fetch(text, args)
 
     async def _run_in_new_connection(
         self, query: str, args: list[Any] | None = None, query_type: str = "generic", table: Any = None
@@ -117,7 +119,7 @@ class LiteEngine(SQLiteEngine):
     async def _run_in_existing_connection(
         self, connection: Any, query: str, args: list[Any] | None = None, query_type: str = "generic", table: Any = None
     ) -> list[dict[str, Any]]:
-        return _dicts(await connection.execute_fetchall(query, args or []))
+        return await self.run(query, args or [])
 
     def transaction(
         self,

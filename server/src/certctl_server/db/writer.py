@@ -10,29 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 
-import aiosqlite
-
-
-async def whole(work: Awaitable[object]) -> None:
-    """Await ``work`` to its end even if the caller is cancelled meanwhile, then let the cancellation go on."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    task.result()
-    if cancelled is not None:
-        raise cancelled
+from certctl_server.db.lite import Lite, whole
 
 
 class Writer:
     """Lends ``connection`` to one borrower at a time, in the order they asked."""
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    def __init__(self, connection: Lite) -> None:
         self._connection = connection
         self._turn = asyncio.Lock()
         self._batch: asyncio.Future[None] | None = None
@@ -40,20 +26,20 @@ class Writer:
         self._committing: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def work(self) -> AsyncIterator[aiosqlite.Connection]:
+    async def work(self) -> AsyncIterator[Lite]:
         """Lend the connection: what is done with it is on disk in the end, or undone if anything is raised.
 
         Raises:
             sqlite3.Error: it could not be written, and nothing of it was.
         """
         async with self._turn:
-            await whole(self._begin())
             try:
+                await self._begin()
                 yield self._connection
             except BaseException:
-                await whole(self._undo())
+                await self._undo()
                 raise
-            await whole(self._keep())
+            self._keep()
             stored = self._batch
         if stored is not None:
             await whole(stored)
@@ -65,21 +51,21 @@ class Writer:
 
     async def _begin(self) -> None:
         if not self._connection.in_transaction:
-            await self._connection.execute("BEGIN IMMEDIATE")
-        await self._connection.execute("SAVEPOINT piece")
+            await self._connection.wait("BEGIN IMMEDIATE")
+        self._connection.mark("SAVEPOINT piece")
 
     async def _undo(self) -> None:
         if not self._connection.in_transaction:
             # After some errors, a full disk among them, SQLite undoes the whole transaction by itself.
             self._settle(sqlite3.OperationalError("undone by SQLite together with a statement that failed"))
         elif self._batch is None:
-            await self._connection.execute("ROLLBACK")
+            await self._connection.wait("ROLLBACK")
         else:
-            await self._connection.execute("ROLLBACK TO piece")
-            await self._connection.execute("RELEASE piece")
+            self._connection.mark("ROLLBACK TO piece")
+            self._connection.mark("RELEASE piece")
 
-    async def _keep(self) -> None:
-        await self._connection.execute("RELEASE piece")
+    def _keep(self) -> None:
+        self._connection.mark("RELEASE piece")
         if self._batch is None:
             self._batch = asyncio.get_running_loop().create_future()
             # Its turn comes after all who wait for theirs by now.
@@ -92,11 +78,11 @@ class Writer:
             if self._batch is None:
                 return
             try:
-                await self._connection.execute("COMMIT")
+                await self._connection.wait("COMMIT")
             except sqlite3.Error as exc:
                 self._settle(exc)
                 if self._connection.in_transaction:
-                    await self._connection.execute("ROLLBACK")
+                    await self._connection.wait("ROLLBACK")
             else:
                 self._settle(None)
 
