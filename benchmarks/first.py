@@ -26,6 +26,7 @@ import signing
 from certctl_sdk.client import Client
 from certctl_sdk.testing.fake_ca import FakeCA
 from certctl_sdk.testing.nginx import Nginx
+from goals import Goal, tell
 from programs import BIN, Agent, Server, environment, fill, resident_mib
 
 CONNECTIONS = 16
@@ -47,30 +48,6 @@ class Size:
 
 FULL = Size(certificates=100_000, orders=2_000, signatures=7_000, helps=21)
 QUICK = Size(certificates=10_000, orders=400, signatures=1_400, helps=7)
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """One figure and what it is held against."""
-
-    what: str
-    figure: float
-    limit: float
-    unit: str
-    most: bool
-    """Whether ``limit`` is the most it may be, else the least."""
-    note: str
-
-    @property
-    def met(self) -> bool:
-        """Whether it is good enough."""
-        return self.figure <= self.limit if self.most else self.figure >= self.limit
-
-    def line(self) -> str:
-        """Return its row of the table."""
-        held = f"{'<=' if self.most else '>='} {self.limit:g}"
-        mark = "met" if self.met else "MISSED"
-        return f"{self.what:<44} {self.figure:>9.2f} {held:>9} {self.unit:<7} {mark:<7} {self.note}"
 
 
 def sign(size: Size) -> Goal:
@@ -186,12 +163,7 @@ def main(arguments: list[str], say: Callable[[str], None] = print) -> int:
     kind = f"quick: {QUICK.certificates / FULL.certificates:.0%} of the full inventory" if quick else "full"
     say(f"{size.certificates} certificates, {2 * size.certificates} jobs, {10 * size.certificates} audit rows ({kind})")
     with tempfile.TemporaryDirectory(prefix="certctl-bench-") as directory:
-        found = []
-        for goal in goals(size, Path(directory)):
-            found.append(goal)
-            say(goal.line())
-    say(f"{sum(goal.met for goal in found)} of {len(found)} goals met")
-    return 0 if all(goal.met for goal in found) else 1
+        return tell(goals(size, Path(directory)), say)
 
 
 if __name__ == "__main__":

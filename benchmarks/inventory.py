@@ -11,16 +11,18 @@ from certctl_server.db import Sql
 DUE = 20
 AGENTS, TARGETS, TEAMS = 100, 500, 20
 CHAIN_CHARACTERS = 1600
+WAITING_FOR = 1000
+"""How many certificates the waiting jobs are for."""
 NOW = "{after:0}"
 OF_64 = "'" + "0" * 57 + "' || (1000000 + n.i)"
 TABLES = ("certificate", "certificate_version", "certificate_target", "job", "audit_event", "discovered_certificate")
 
 
-def _each(table: str, count: str, columns: dict[str, str], number: str = "n.i", clause: str = "") -> Sql:
-    """Return the statement that inserts a row per number from 1 to ``count``, its columns made by expressions."""
+def _each(table: str, count: int, columns: dict[str, str], *, first: int = 1, clause: str = "") -> Sql:
+    """Return the statement that inserts rows ``first`` to ``count``, their columns made by expressions."""
     names, values = ", ".join(columns), ", ".join(columns.values())
-    numbers = f"WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
-    return Sql(f"{numbers} INSERT INTO {table} ({names}) SELECT {values} FROM n {clause} ORDER BY {number}")
+    numbers = f"WITH RECURSIVE n (i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
+    return Sql(f"{numbers} INSERT INTO {table} ({names}) SELECT {values} FROM n {clause} ORDER BY n.i")
 
 
 def _one_of(*words: str) -> str:
@@ -43,17 +45,17 @@ LIFE = {"not_before": "{after:0 - 864000}", "not_after": "{after:n.i + 6480000}"
 def _grounds() -> list[Sql]:
     plain = {"name": "'plenty'", **TIMES}
     return [
-        _each("team", str(TEAMS), {"id": "'t-' || n.i", "name": "'team ' || n.i", **TIMES}),
+        _each("team", TEAMS, {"id": "'t-' || n.i", "name": "'team ' || n.i", **TIMES}),
         _each(
             "owner",
-            str(TEAMS),
+            TEAMS,
             {"id": "'o-' || n.i", "name": "'owner ' || n.i", "team_id": "'t-' || n.i", **TIMES},
         ),
-        _each("issuer", "1", {"id": "'iss-plenty'", "type": "'GenericCA'", "status": "'ready'", **plain}),
-        _each("renewal_policy", "1", {"id": "'rp-plenty'", **plain}),
+        _each("issuer", 1, {"id": "'iss-plenty'", "type": "'GenericCA'", "status": "'ready'", **plain}),
+        _each("renewal_policy", 1, {"id": "'rp-plenty'", **plain}),
         _each(
             "agent",
-            str(AGENTS),
+            AGENTS,
             {
                 "id": "'ag-' || n.i",
                 "name": "'agent ' || n.i",
@@ -64,7 +66,7 @@ def _grounds() -> list[Sql]:
         ),
         _each(
             "target",
-            str(TARGETS),
+            TARGETS,
             {
                 "id": "'t-' || n.i",
                 "name": "'target ' || n.i",
@@ -77,8 +79,7 @@ def _grounds() -> list[Sql]:
     ]
 
 
-def _certificates(count: int) -> list[Sql]:
-    number = str(count)
+def _certificates(first: int, count: int) -> list[Sql]:
     certificate = {
         "id": "'mc-plenty-' || n.i",
         "name": "'plenty-' || n.i",
@@ -124,9 +125,9 @@ def _certificates(count: int) -> list[Sql]:
         **LIFE,
     }
     return [
-        _each("certificate", number, certificate),
-        _each("certificate_version", number, version),
-        _each("certificate_target", number, place),
+        _each("certificate", count, certificate, first=first),
+        _each("certificate_version", count, version, first=first),
+        _each("certificate_target", count, place, first=first),
     ]
 
 
@@ -145,6 +146,7 @@ def _past(count: int) -> list[Sql]:
         "scheduled_at": TIMES["created_at"],
         "completed_at": TIMES["created_at"],
         "created_at": TIMES["created_at"],
+        "verification_status": "CASE k.kind WHEN 'Deployment' THEN 'success' ELSE 'pending' END",
     }
     finding = {
         "id": "'dc-plenty-' || n.i",
@@ -167,13 +169,46 @@ def _past(count: int) -> list[Sql]:
     }
     kinds = "CROSS JOIN (SELECT 'Issuance' AS kind UNION ALL SELECT 'Deployment') k"
     return [
-        _each("job", str(count), job, clause=kinds),
-        _each("discovered_certificate", str(count), finding),
-        _each("audit_event", str(10 * count), event),
+        _each("job", count, job, clause=kinds),
+        _each("discovered_certificate", count, finding),
+        _each("audit_event", 10 * count, event),
         Sql("UPDATE audit_event SET sequence = number, previous_hash = id, hash = id"),  # none comes sealed
     ]
 
 
 def statements(certificates: int) -> list[Sql]:
     """Return what fills a migrated database with so many certificates and all that belongs to them, in order."""
-    return [*_grounds(), *_certificates(certificates), *_past(certificates)]
+    return [*_grounds(), *_certificates(1, certificates), *_past(certificates)]
+
+
+def more(first: int, certificates: int) -> list[Sql]:
+    """Return what lets such a database grow on, from ``first`` to ``certificates``: all but what was done for them."""
+    return _certificates(first, certificates)
+
+
+def due(first: int, last: int) -> list[Sql]:
+    """Return what lets the certificates of these numbers be due for renewal, and the versions they have."""
+    numbers = f"WITH RECURSIVE n (i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n WHERE i < {last})"
+    ids = f"IN ({numbers} SELECT 'mc-plenty-' || n.i FROM n)"
+    life = "not_before = {after:0 - 6480000}, %s = {after:864000}"
+    return [
+        Sql(f"UPDATE certificate_version SET {life % 'not_after'} WHERE certificate_id {ids}"),
+        Sql(f"UPDATE certificate SET {life % 'expires_at'}, renew_due_at = {{after:0 - 60}} WHERE id {ids}"),
+    ]
+
+
+def waiting(lane: str, count: int) -> list[Sql]:
+    """Return what lets so many jobs of the lane be due for a worker."""
+    job = {
+        "id": f"'job-{lane}-' || n.i",
+        "type": "'Renewal'",
+        "certificate_id": f"'mc-plenty-' || (n.i % {WAITING_FOR} + 1)",
+        "issuer_id": "'iss-plenty'",
+        "lane": f"'{lane}'",
+        "place": f"'{lane}|' || n.i",
+        "status": "'Pending'",
+        "due_at": "{after:n.i - 400000}",
+        "scheduled_at": TIMES["created_at"],
+        "created_at": TIMES["created_at"],
+    }
+    return [Sql(f"INSERT INTO lane (name) VALUES ('{lane}')"), _each("job", count, job)]

@@ -1,7 +1,8 @@
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from certctl_core.renewal import alert_at, expiring_at, pick_ari, renew_due_at
+from certctl_core.renewal import alert_at, expiring_at, pick_ari, renew_due_at, spread_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -82,3 +83,35 @@ def test_a_moment_is_picked_inside_the_window_or_is_now_when_it_is_past(now, fra
 def test_a_window_that_does_not_end_after_it_starts_is_no_window(end):
     with pytest.raises(ValueError, match="does not end after it starts"):
         pick_ari(START, end, START, 0.5)
+
+
+IDS = [f"mc-0199{number:012x}" for number in range(10_000)]  # one behind the other, as ours are
+
+
+def test_ten_thousand_certificates_of_one_minute_are_due_in_three_days_without_a_hot_hour():
+    issued = {name: START + MINUTE * number / len(IDS) for number, name in enumerate(IDS)}
+    hours = Counter(
+        (renew_due_at(at, at + 90 * DAY, window_days=30, spread=spread_of(name)) - START) // HOUR
+        for name, at in issued.items()
+    )
+    mean = len(IDS) / 72
+    assert min(hours) == 57 * 24
+    assert max(hours) <= 60 * 24
+    assert len(hours) >= 72
+    assert max(hours.values()) < 1.5 * mean
+
+
+@pytest.mark.parametrize("life", [398 * DAY, 90 * DAY, 9 * DAY, DAY, 2 * HOUR, 10 * MINUTE], ids=str)
+@pytest.mark.parametrize("window_days", [1, 30, 365])
+def test_a_spread_renewal_is_never_later_and_at_most_a_tenth_of_what_is_left_earlier(life, window_days):
+    rule = renew_due_at(START, START + life, window_days=window_days)
+    left = START + life - rule
+    for name in IDS[:100]:
+        due = renew_due_at(START, START + life, window_days=window_days, spread=spread_of(name))
+        assert rule - left / 10 <= due <= rule
+        assert due == renew_due_at(START, START + life, window_days=window_days, spread=spread_of(name))
+
+
+def test_lives_of_minutes_are_not_spread():
+    due = renew_due_at(START, START + 10 * MINUTE, window_days=30, spread=0.999)
+    assert due == START + 5 * MINUTE

@@ -110,6 +110,10 @@ ACTIONS = {
         "profiles",
         {"id": "p", "name": "p", "max_ttl_seconds": 60, "description": "1 day"},
     ),
+    ("agent-groups", "create", "edge", "--os", "linux", "--set", "max_concurrent_deployments=3"): (
+        "agent-groups",
+        {"id": "edge", "name": "edge", "match_os": "linux", "max_concurrent_deployments": 3},
+    ),
     ("renewal-policies", "create", "rp", "--config", '{"auto_renew": false}'): (
         "renewal-policies",
         {"id": "rp", "name": "rp", "auto_renew": False},
@@ -132,6 +136,19 @@ def test_a_command_sends_what_it_says(certctl, server, command, expected):
     done = certctl(*command)
     assert done.exit_code == 0, done.output
     assert sent(server) == ("POST", f"/api/v1/{path}", {}, body)
+
+
+def test_jobs_are_retried_in_bulk(certctl, server):
+    totals = {"total_matched": 3, "total_retried": 1, "total_skipped": 1, "total_failed": 1}
+    found = {**totals, "errors": [{"job_id": "j-2", "error": "Job not found"}]}
+    server.answers["POST", "/api/v1/jobs/bulk-retry"] = (200, found)
+    done = certctl("jobs", "retry", "--status", "Failed", "--cert", "mc-1", "--dry-run")
+    body = {"filter": {"status": "Failed", "certificate_id": "mc-1"}, "dry_run": True}
+    assert sent(server) == ("POST", "/api/v1/jobs/bulk-retry", {}, body)
+    assert done.stdout.strip() == "3 match: 1 tried again, 1 left alone, 1 not possible; j-2: Job not found"
+    certctl("jobs", "retry", "j-1", "j-2")
+    assert sent(server)[3] == {"job_ids": ["j-1", "j-2"]}
+    assert certctl("jobs", "retry").exit_code == 2
 
 
 def test_an_order_needs_only_a_name(certctl, server):
@@ -223,6 +240,27 @@ def test_tokens_and_keys_are_shown_alone_so_that_scripts_can_use_them(certctl, s
 def test_what_lets_in_can_be_ended(certctl, server, command, path):
     server.answers["DELETE", f"/api/v1/{path}/x"] = (204, b"")
     assert certctl(*command, "x").stdout == "x is ended\n"
+
+
+def test_members_of_a_group_are_listed_added_and_kept_out(certctl, server):
+    path = "/api/v1/agent-groups/edge/members"
+    server.answers["GET", path] = listing({"id": "ag-1", "membership_type": "dynamic"})
+    server.answers["PUT", f"{path}/ag-1"] = (200, {})
+    server.answers["DELETE", f"{path}/ag-1"] = (204, b"")
+    assert certctl("agent-groups", "members", "edge").stdout.splitlines()[1].split()[0] == "ag-1"
+    assert certctl("agent-groups", "include", "edge", "ag-1").stdout == "ag-1 is in edge\n"
+    assert certctl("agent-groups", "exclude", "edge", "ag-1").stdout == "ag-1 is kept out of edge\n"
+    assert certctl("agent-groups", "forget", "edge", "ag-1").stdout == "the criteria of edge decide about ag-1\n"
+    sent = [json.loads(body) for (method, *_, body), _ in server.asked if method == "PUT"]
+    assert sent == [{"membership_type": "include"}, {"membership_type": "exclude"}]
+
+
+def test_deployments_are_listed_with_their_rollout(certctl, server):
+    row = {"id": "tgt", "deployment_state": "pending", "rollout": {"status": "Halted", "held": True, "reason": "why"}}
+    server.answers["GET", "/api/v1/certificates/mc-1/deployments"] = listing(row)
+    said = certctl("certs", "deployments", "mc-1").stdout.splitlines()[1]
+    assert said.split()[:2] == ["tgt", "pending"]
+    assert "Halted" in said
 
 
 def test_versions_are_listed(certctl, server):

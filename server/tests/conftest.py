@@ -21,6 +21,7 @@ from certctl_server.connectors.instances import Instances
 from certctl_server.connectors.loop import ConnectorLoop
 from certctl_server.context import Context
 from certctl_server.db.migrate import migrate
+from certctl_server.doorbell import Answers, LocalDoorbell
 from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs import bell
 from certctl_server.jobs.runner import Runner
@@ -73,7 +74,7 @@ def database_url(request, tmp_path):
         return
     cluster = request.getfixturevalue("postgres")
     name = f"test_{secrets.token_hex(6)}"
-    cluster.run(f"CREATE DATABASE {name} TEMPLATE template_certctl STRATEGY file_copy")
+    cluster.run(f"CREATE DATABASE {name} TEMPLATE template_certctl STRATEGY wal_log")
     yield cluster.url(name)
     cluster.run(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -159,7 +160,7 @@ async def engine(ctx):
     """Connector instances in this process, as a running engine has them."""
     loop = ConnectorLoop()
     loop.start()
-    ctx.engine = SimpleNamespace(instances=Instances(ctx, loop))
+    ctx.engine = SimpleNamespace(instances=Instances(ctx, loop), doorbell=LocalDoorbell(Answers(None, None)))
     yield ctx.engine
     await ctx.engine.instances.aclose()
     await loop.stop()
@@ -179,12 +180,16 @@ async def grounds(ctx):
 async def runner(ctx, grounds):
     """Workers of this process, answering bells without a broker."""
     ctx.plugins = plugins.load()
-    runner = Runner(ctx)
+    instances = Instances(ctx, ConnectorLoop())
+    runner = Runner(ctx, instances, owner="this")
+    instances.loop.start()
     runner.start()
     bell.connect(runner.look, lambda *_: None)
     yield runner
     bell.connect(None, None)
     await runner.stop()
+    await instances.aclose()
+    await instances.loop.stop()
 
 
 @dataclass

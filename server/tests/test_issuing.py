@@ -92,8 +92,8 @@ async def test_an_interrupted_order_signs_the_same_bytes_again(runner, ctx):
     csr = read_csr(job.csr_pem)
     await intents.begin(job, csr)
     issuer = await runner.instances.issuer("iss-local")
-    run = JobRun(job, db.now(), runner.loop)
-    first = await runner.loop.call(lambda: issuer.issue(IssueRequest(csr_pem=csr.pem), run))
+    run = JobRun(job, db.now(), runner.instances.loop)
+    first = await runner.instances.loop.call(lambda: issuer.issue(IssueRequest(csr_pem=csr.pem), run))
     await release(Job.id == job_id, reason="test")
     bell.connect(runner.look, lambda *_: None)
     bell.ring("issuer:iss-local")
@@ -141,7 +141,7 @@ async def test_one_place_takes_one_open_order_however_often_it_is_asked(runner):
 async def test_a_lane_takes_no_more_than_it_has_room_for_and_urgent_work_goes_first(runner, ctx):
     bell.connect(None, None)
     jobs = [(await ordered(f"{n}.example"))[1] for n in range(5)]
-    await Job.update(priority=0).where(Job.id == jobs[3])
+    await Job.update(priority=5).where(Job.id != jobs[3])
     await db.fetch(db.Sql("UPDATE lane SET concurrency = 3"))
     lease = ctx.settings.job.lease
     one = await claim("one", "issuer:iss-local", limit=2, lease=lease)
@@ -149,7 +149,8 @@ async def test_a_lane_takes_no_more_than_it_has_room_for_and_urgent_work_goes_fi
     two = await claim("two", "issuer:iss-local", limit=25, lease=lease)
     assert (len(one), len(two)) == (2, 1)
     assert await claim("three", "issuer:iss-local", limit=25, lease=lease) == []
-    await db.fetch(db.Sql("UPDATE lane SET concurrency = 10, tokens = 1"))
+    rate = '[{"count": 1, "per_seconds": 3600, "scope": "account"}]'
+    await db.fetch(db.Sql("UPDATE lane SET concurrency = 10, rates = $1"), rate)
     assert len(await claim("three", "issuer:iss-local", limit=25, lease=lease)) == 1
     assert await claim("three", "issuer:iss-local", limit=25, lease=lease) == []
 

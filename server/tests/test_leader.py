@@ -3,10 +3,12 @@ from datetime import timedelta
 
 import pytest
 from certctl_server import db
+from certctl_server.engine import LEADS
 from certctl_server.leader import Leadership, NotLeading, Stillness
 
 LEASE = timedelta(milliseconds=300)
 OVER = db.Sql("UPDATE lease SET lease_until = {after:-7200}")
+AHEAD = db.Sql("UPDATE lease SET lease_until = {after:7200}")
 ROW = db.Sql("SELECT owner, epoch FROM lease")
 WRITE = db.Sql("INSERT INTO setting (name, value) VALUES ($1, '')")
 WRITTEN = db.Sql("SELECT name FROM setting ORDER BY name")
@@ -54,10 +56,10 @@ async def test_a_lease_that_is_over_and_stood_still_is_taken_and_the_paused_lead
 
 
 async def test_a_lease_that_stood_still_is_not_taken_before_it_is_over(database):
-    one, two = Leadership("one", timedelta(hours=1), alone=False), member("two")
+    one, two = (Leadership(str(s), timedelta(seconds=s), alone=False) for s in (1.9, 1))
     await one.campaign()
     await two.campaign()
-    await asyncio.sleep(LEASE.total_seconds() * 1.2)
+    await asyncio.sleep(1.1)
     assert not await two.campaign()
 
 
@@ -101,3 +103,22 @@ def test_stillness_counts_from_the_last_change_that_was_seen():
     still.keep_only({"b"})
     assert still.of("a", 2) == timedelta()
     assert still.of("b", 1) > timedelta()
+
+
+async def test_a_lease_from_before_a_clock_was_set_back_holds_nobody_up(database):
+    one, two = member("one"), member("two")
+    await one.campaign()
+    await db.fetch(AHEAD)
+    assert not await two.campaign()
+    await asyncio.sleep(LEASE.total_seconds())
+    assert await two.campaign()
+    assert not await one.campaign()
+
+
+async def test_leadership_moves_within_fifteen_seconds_of_a_death(database):
+    one, two = (Leadership(name, LEADS, alone=False) for name in ("one", "two"))
+    assert await one.campaign()
+    died = asyncio.get_running_loop().time()
+    while not await two.campaign():
+        await asyncio.sleep(LEADS.total_seconds() / 3)
+    assert asyncio.get_running_loop().time() - died < 15

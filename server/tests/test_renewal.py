@@ -2,6 +2,7 @@ from datetime import timedelta
 
 import pytest
 from certctl_core.job import JobState
+from certctl_core.renewal import LEAST_SPREAD_LEFT, SPREAD, spread_of
 from certctl_server import db
 from certctl_server.certificates.renewal import scan
 from certctl_server.certificates.status import settle
@@ -51,7 +52,8 @@ async def elsewhere(fleet, name="a.example", **more):
 async def test_a_renewal_is_ordered_when_its_moment_has_come(fleet, leadership, life, window, share, due):
     await RenewalPolicy.update(renewal_window_days=window).where(RenewalPolicy.id == "rp-default")
     id = await elsewhere(fleet)
-    await aged(id, life, share - timedelta(seconds=6) if due else share + MINUTE)
+    left = share if share < LEAST_SPREAD_LEFT else share * (1 + SPREAD * spread_of(id))
+    await aged(id, life, left - timedelta(seconds=6) if due else left + MINUTE)
     following = await scan(leadership)
     jobs = await fleet.jobs(id)
     assert [job["type"] for job in jobs] == (["Renewal"] if due else [])

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import sqlite3
 from datetime import timedelta
-from types import SimpleNamespace
 
 import pytest
 from certctl_core import plugins
@@ -305,7 +304,7 @@ async def test_a_poll_ends_although_the_clock_is_set_back(fleet, ctx, monkeypatc
 async def test_an_order_whose_workers_died_is_told(ctx, grounds):
     await Notifier.insert(Notifier(id="nt", name="n", type="Webhook", status="ready", **times()))
     await ordered("a.example")
-    sweeper = Sweeper(SimpleNamespace(runs=lambda _: False), LEASE, alone=True)
+    sweeper = Sweeper(lambda _: False, LEASE, alone=True)
     for _ in range(3):
         assert await claim("dead", LOCAL, limit=1, lease=LEASE)
         await sweeper.first()

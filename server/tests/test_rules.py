@@ -176,6 +176,22 @@ async def test_a_window_that_is_no_window_is_refused(client, change, field):
     assert [each["field"] for each in answer.json()["details"]] == [f"maintenance_windows[0].{field}"]
 
 
+async def test_every_fault_of_every_window_is_told_at_once(client):
+    good = {"days": ["mon"], "start": "22:00", "end": "04:00", "timezone": "Europe/Berlin"}
+    given = [
+        good,
+        {"days": ["mon", "someday"], "start": "24:00", "end": "4:00", "timezone": "Mars/Olympus"},
+        {"start": "22:00", "end": "04:00", "timezone": "localtime"},
+    ]
+    answer = await client.post(POLICIES, json={"name": "x", "max_retries": 11, "maintenance_windows": given})
+    assert answer.status_code == 400
+    assert {each["field"] for each in answer.json()["details"]} == {
+        "max_retries",
+        *(f"maintenance_windows[1].{name}" for name in ("days[1]", "start", "end", "timezone")),
+        *(f"maintenance_windows[2].{name}" for name in ("days", "timezone")),
+    }
+
+
 async def test_a_profile_that_a_policy_names_stays(client):
     profile = (await client.post(PROFILES, json={"name": "x"})).json()["id"]
     policy = (await client.post(POLICIES, json={"name": "y", "certificate_profile_id": profile})).json()

@@ -17,7 +17,7 @@ NOW = db.now()
 START = {
     "id": "mc", "status": "Pending", "decided": "Pending", "archived_at": None, "revoked_at": None, "version_id": None,
     "was_active": False, "not_before": None, "expires_at": None, "auto_renew": True, "renewal_window_days": 30,
-    "issuer_enabled": True, "open_orders": 0,
+    "issuer_enabled": True, "open_orders": 0, "alerted": "{}", "alert_thresholds_days": "[30, 7, 0]",
 }  # fmt: skip
 FAILED = {"completed_at": NOW, "version_id": None, "not_before": None, "not_after": None}
 STATES = ["none", "pending", "deployed", "served", "mismatch", "failed"]
@@ -44,7 +44,7 @@ class Life:
                 self.failed = [FAILED]
 
     def target(self, state, failures):
-        target = {"state": state, "failures": failures, "not_before": None, "not_after": None}
+        target = {"state": state, "failures": failures, "version_id": None, "not_before": None, "not_after": None}
         self.mapped = [*self.mapped[1:], target] if failures else [*self.mapped[:1], target]
 
     def revoke(self):
@@ -77,6 +77,9 @@ def test_no_course_of_events_asks_for_a_move_that_is_not_legal(events, imported)
         assert after is before or after in NEXT[before] or {before, after} <= AGEING
         if life.row["open_orders"] or life.row["archived_at"] or life.row["revoked_at"]:
             assert settled["renew_due_at"] is None
+        assert (settled["alert_due_at"] is None) == bool(
+            life.row["archived_at"] or life.row["revoked_at"] or not life.row["expires_at"]
+        )
         if after is Status.ACTIVE:
             assert not {target["state"] for target in life.mapped} & {"pending", "mismatch", "failed"}
         life.row |= {name: settled[name] for name in ("status", "decided", "was_active")}

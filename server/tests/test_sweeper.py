@@ -1,9 +1,11 @@
+import asyncio
 from datetime import timedelta
 
 import pytest
 from certctl_core.job import JobState, JobType
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM
+from certctl_server.db import clock
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import NewJob, create
 from certctl_server.jobs.state import beat, claim
@@ -12,6 +14,7 @@ from certctl_server.jobs.tables import Job
 from certctl_server.leader import Leadership
 
 LEASE = timedelta(seconds=30)
+AHEAD = db.Sql("UPDATE job SET lease_until = {after:7200} WHERE lease_until IS NOT NULL")
 OVER = db.Sql("UPDATE job SET lease_until = {after:-7200} WHERE lease_until IS NOT NULL")
 
 
@@ -24,11 +27,9 @@ class Monotonic:
         return self.now
 
 
-class Workers:
-    """As much of a runner as a sweeper looks at: whether it runs a job."""
-
-    def __init__(self, *job_ids):
-        self.runs = job_ids.__contains__
+def runs(*job_ids):
+    """As much of the workers as a sweeper asks: whether they run a job."""
+    return job_ids.__contains__
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ async def leadership(database):
 
 @pytest.fixture
 async def sweeper(database, monotonic):
-    return Sweeper(Workers(), LEASE, alone=False, monotonic=monotonic)
+    return Sweeper(runs(), LEASE, alone=False, monotonic=monotonic)
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ async def test_a_lease_that_is_not_over_is_left_alone_however_still_it_stands(sw
 
 async def test_a_process_never_takes_over_what_it_runs_itself(leadership, monotonic):
     job = await claimed()
-    sweeper = Sweeper(Workers(job.id), LEASE, alone=False, monotonic=monotonic)
+    sweeper = Sweeper(runs(job.id), LEASE, alone=False, monotonic=monotonic)
     await db.fetch(OVER)
     for _ in range(3):
         await sweeper.sweep(leadership)
@@ -112,7 +113,7 @@ async def test_a_process_never_takes_over_what_it_runs_itself(leadership, monoto
 async def test_the_only_process_takes_back_at_its_start_what_workers_held(database):
     job = await claimed()
     agents = await claimed("agent:ag-1")
-    await Sweeper(Workers(), LEASE, alone=True).first()
+    await Sweeper(runs(), LEASE, alone=True).first()
     assert await state(job) == ("Pending", 1, "")
     assert await state(agents) == ("Running", 0, "agent:ag-1")
 
@@ -123,15 +124,37 @@ async def test_one_of_many_is_not_the_only_process(sweeper):
     assert await state(job) == ("Running", 0, "worker")
 
 
-async def test_every_lane_with_due_work_is_rung_and_the_next_due_moment_named(sweeper, leadership, rung):
-    now = db.now()
-    for n, lane in enumerate(["a", "a", "b", "c"]):
-        [job] = await create([NewJob(type=JobType.SCAN, place=str(n), lane=lane, due=True)], SYSTEM)
-        if lane == "c":
-            await Job.update(due_at=now + timedelta(hours=1)).where(Job.id == job.id)
-    due = await sweeper.sweep(leadership)
-    assert sorted(rung) == ["a", "b"]
-    assert abs(due - now - timedelta(hours=1)) < timedelta(seconds=1)
+async def test_workers_find_what_nobody_rang_for(runner):
+    bell.connect(None, None)
+    asked = {"notification_id": "gone"}
+    new = NewJob(type=JobType.NOTIFICATION, place="n", lane="notifier:n", due=True, request=asked)
+    [job] = await create([new], SYSTEM)
+    async with asyncio.timeout(10):
+        while (await state(job))[0] != "Failed":
+            await asyncio.sleep(0.05)
+
+
+async def test_a_lease_from_before_a_clock_was_set_back_is_shortened(sweeper, leadership):
+    job = await claimed()
+    await db.fetch(AHEAD)
+    await sweeper.sweep(leadership)
+    [row] = await Job.select(Job.lease_until).where(Job.id == job.id)
+    assert row["lease_until"] < db.now() + timedelta(minutes=11)
+    assert (await state(job))[0] == "Running"
+
+
+async def test_after_the_clock_was_set_agents_keep_their_work_for_a_lease(sweeper, leadership, monotonic, monkeypatch):
+    job = await claimed("agent:ag-1")
+    await sweeper.sweep(leadership)
+    await db.fetch(OVER)
+    real = clock.now
+    monkeypatch.setattr(clock, "now", lambda: real() + timedelta(hours=2))
+    monotonic.now += 5
+    await sweeper.sweep(leadership)
+    assert (await state(job))[0] == "Running"
+    monotonic.now += 601
+    await sweeper.sweep(leadership)
+    assert (await state(job))[0] == "Pending"
 
 
 async def test_a_failed_job_comes_back_when_its_time_has_come(sweeper, leadership, rung):

@@ -26,6 +26,7 @@ from certctl_sdk.http import httpx
 from certctl_sdk.testing.fake_ca import FakeCA
 from certctl_sdk.testing.nginx import Nginx
 from certctl_sdk.testing.postgres import Postgres
+from certctl_sdk.testing.redis import Redis
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -268,6 +269,23 @@ class Server(Program):
         return root.public_bytes(Encoding.PEM).decode()
 
 
+class Worker(Program):
+    """``certctl-server worker``, on the database and the broker of ``server``."""
+
+    def __init__(self, server, root, name):
+        environ = {name: value for name, value in server.environ.items() if name.startswith("CERTCTL_")}
+        environ["CERTCTL_DATA_DIR"] = str(root / name)
+        super().__init__(name, ["certctl-server", "worker"], root, environ)
+
+    def start(self):
+        """Return once it takes jobs."""
+        told = len(self.events("worker ready"))
+        self.launch()
+        wait(lambda: not self.running or len(self.events("worker ready")) > told, "the worker", START_SECONDS)
+        assert self.running, "the worker ended instead of working"
+        return self
+
+
 class Agent(Program):
     """``certctl-agent run`` with a state directory of its own; it may touch what ``allow`` says, so nothing at first.
 
@@ -440,6 +458,10 @@ class Stage:
         """Make a server on a fresh SQLite file, or on a database that is ready; start it yourself."""
         return self._keep(Server(self._place("server"), database_url=database_url, **environ))
 
+    def worker(self, server, name="worker"):
+        """Make a worker beside a server that has a broker; start it yourself."""
+        return self._keep(Worker(server, self._place(name), name))
+
     def agent(self, server, *, name="agent", url="", **environ):
         """Enrol an agent with a running server; start it yourself."""
         return self._keep(Agent(server, self._place(name), name=name, url=url, **environ)).enroll()
@@ -498,6 +520,13 @@ def postgres():
     """A private PostgreSQL."""
     with Postgres() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def redis():
+    """A private Redis."""
+    with Redis() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from certctl_core.errors import TransientError
+from certctl_sdk import tracing
 
 from certctl_agent.threads import in_thread
 
@@ -121,9 +122,11 @@ class Server:
     ) -> tuple[int, bytes]:
         connection = reused or self._connection()
         call = _Call(connection)
+        trace = tracing.current()
+        headers = {**self._headers, tracing.HEADER: trace} if trace else self._headers
         try:
             answer = await in_thread(
-                lambda: call.send(method, self._parts.path + path, data, self._headers, timeout), abandon=call.abandon
+                lambda: call.send(method, self._parts.path + path, data, headers, timeout), abandon=call.abandon
             )
         except (OSError, http.client.HTTPException) as exc:
             if reused and isinstance(exc, ConnectionError):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 from certctl_core.errors import ConnectorError, MisconfiguredError
+from certctl_sdk import tracing
 from certctl_sdk.commands import ENVIRONMENT
 from certctl_sdk.egress import parse_allow
 
@@ -71,7 +72,11 @@ def _run(options: Mapping[str, str | None]) -> None:
         logs.configure(found.log_level, found.log_format)
         private.make_directory(found.state_dir)
         with private.alone(found.state_dir / "agent.lock"):
-            asyncio.run(main.serve(main.assemble(found, _egress_allow())))
+            tracing.configure("certctl-agent", "certctl-agent", os.environ)
+            try:
+                asyncio.run(main.serve(main.assemble(found, _egress_allow())))
+            finally:
+                tracing.close()
     except MisconfiguredError as exc:
         raise click.ClickException(str(exc)) from exc
 

@@ -26,6 +26,7 @@ from certctl_core.target import (
     Target,
 )
 from certctl_core.x509 import San, fingerprint, parse_san
+from certctl_sdk import tracing
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -97,6 +98,7 @@ async def deploy(item: Item, site: Site) -> None:
     except Exception as exc:  # whatever a connector does must not end the agent
         error, kind = told(exc, attempt.connector)
         bug = exc if not isinstance(exc, ConnectorError | Refused) else None
+        tracing.fail(kind, error)
         log.warning("deployment failed", extra={**fields, "error": error, "error_kind": kind}, exc_info=bug)
         await _to_its_end(attempt.report_failure(error, kind))
     else:
@@ -125,7 +127,9 @@ class _Attempt:
         async with self._opened() as target, site.unfinished.deployment(item, target.config):
             self.proof = await self._proof(target, bundle, run)
             request = DeployRequest(bundle=bundle, names=request_names, verify=self.proof)
-            await _within(LONGEST, self._deploy(target, request, run))
+            about = {"certctl.target.id": item.target_id, "certctl.target.kind": target.kind}
+            with tracing.span(f"deploy {target.kind}", attributes=about):
+                await _within(LONGEST, self._deploy(target, request, run))
             await in_thread(lambda: site.keys.promote(item.certificate_id, bundle))
         run.forget()
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from certctl_core.errors import RejectedError
+from certctl_sdk import tracing
 from certctl_sdk.egress import Allowance, Guard
 
 from certctl_agent import allowed as agent_toml
@@ -127,6 +128,10 @@ class Agent:
         return items
 
     async def _do(self, item: work.Item) -> None:
+        with tracing.span(f"do {item.type}", "consumer", parent=item.traceparent, attributes=_about(item)):
+            await self._work(item)
+
+    async def _work(self, item: work.Item) -> None:
         if item.wants_csr:
             await order(item, self._api, self._site.keys)
         elif item.type == "Deployment":
@@ -163,6 +168,17 @@ class Agent:
                 await asyncio.sleep(pace.failed(exc))
             else:
                 return pace.worked()
+
+
+def _about(item: work.Item) -> dict[str, str | int]:
+    found = {
+        "certctl.job.id": item.id,
+        "certctl.job.type": item.type,
+        "certctl.certificate.id": item.certificate_id,
+        "certctl.target.id": item.target_id,
+        "certctl.target.kind": item.target_type,
+    }
+    return {name: text for name, text in found.items() if text}
 
 
 def assemble(settings: Settings, egress_allow: tuple[Allowance, ...] = ()) -> Agent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from certctl_core.errors import ConnectorError, TransientError
+from certctl_sdk import tracing
 
 from certctl_agent.api import AgentApi, Refused
 from certctl_agent.keys import KeyRing
@@ -43,4 +44,5 @@ async def order(item: Item, api: AgentApi, keys: KeyRing) -> None:
 
 
 async def _fail(item: Item, api: AgentApi, error: str, kind: str) -> None:
+    tracing.fail(kind, error)
     await insist(lambda: api.report(item.id, "Failed", error=error, error_kind=kind))

@@ -13,6 +13,7 @@ from certctl_core.errors import ConnectorError, DeploymentError
 from certctl_core.run import Egress
 from certctl_core.target import Bundle, Endpoint
 from certctl_core.x509 import fingerprint
+from certctl_sdk import tracing
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -52,6 +53,10 @@ class Proof:
         Raises:
             DeploymentError: step ``verify``; the time is up and one still does not.
         """
+        with tracing.span("verify"):
+            await self._insist()
+
+    async def _insist(self) -> None:
         self.looked, self.passed = True, False
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._settings.delay.total_seconds())

@@ -8,6 +8,7 @@ from typing import Any
 
 from certctl_core.errors import RejectedError
 from certctl_core.job import JobState
+from certctl_sdk import tracing
 
 from certctl_agent.csr import Order
 
@@ -29,6 +30,8 @@ class Item:
     expected_fingerprint: str = ""
     key_algorithm: str = ""
     key_size: int = 0
+    traceparent: str = ""
+    """The trace that the work belongs to, which reports about it name as well."""
 
     @property
     def wants_csr(self) -> bool:
@@ -63,7 +66,8 @@ def read(raw: Mapping[str, Any]) -> Item:
         raise RejectedError(
             f"the server offered job {texts['id']} with sans, target_config or key_size of a wrong type"
         )
-    return Item(**texts, sans=tuple(map(str, sans)), target_config=config, key_size=size)
+    trace = tracing.read(_text(raw, tracing.HEADER))
+    return Item(**texts, sans=tuple(map(str, sans)), target_config=config, key_size=size, traceparent=trace)
 
 
 _TEXTS = (

@@ -11,6 +11,7 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.types import ASGIApp, ControllerRouterHandler
 
+from certctl_server.agents.group_routes import routes as agent_groups
 from certctl_server.agents.routes import routes as agents
 from certctl_server.audit.routes import routes as audit
 from certctl_server.auth.guard import Guard
@@ -29,9 +30,11 @@ from certctl_server.notices.routes import routes as notices
 from certctl_server.people.routes import routes as people
 from certctl_server.rules.routes import routes as rules
 from certctl_server.targets.routes import routes as targets
+from certctl_server.telemetry.routes import routes as telemetry
 
 ROUTES: list[ControllerRouterHandler] = [
     *agents,
+    *agent_groups,
     *audit,
     *auth,
     *certificates,
@@ -43,6 +46,7 @@ ROUTES: list[ControllerRouterHandler] = [
     *notices,
     *targets,
     *discovery,
+    *telemetry,
 ]
 """Every route of the API. A feature's ``routes.py`` has its own list, named here."""
 

@@ -42,6 +42,8 @@ Time = Annotated[datetime, msgspec.Meta(tz=True)]
 Email = Annotated[str, msgspec.Meta(max_length=255, pattern=r"^([^@\s<>()\[\],;:\\\"]+@[^@\s<>()\[\],;:\\\"]+)?\Z")]
 """An address, or nothing."""
 
+FAULT = "fault"
+"""Among the ``extra`` of a type's ``msgspec.Meta``: a function that returns what is wrong with a value, or None."""
 NOTHING: Mapping[str, str] = {}
 MANAGED = frozenset({"id", "status", "attempts", "serial_number"})
 """Keys that only the server writes, beside all that end in ``_at``: sent back by clients, and not worth a word."""
@@ -68,6 +70,8 @@ class Field:
     is_time: bool
     is_collection: bool
     optional: bool
+    checked: bool
+    """Whether something in it is looked at beside its type."""
 
 
 async def new(request: Request[Any, Any, Any], struct: type[S], *, aliases: Mapping[str, str] = NOTHING) -> S:
@@ -173,8 +177,11 @@ def _present(field: Field, value: Any, values: dict[str, Any], faults: dict[str,
         return
     try:
         values[field.name] = _utc(msgspec.convert(field.convert(value) if field.convert else value, field.type))
-    except (msgspec.ValidationError, OverflowError) as exc:
-        faults.update(_faults(field, value, str(exc)))
+    except (msgspec.ValidationError, OverflowError):
+        faults.update(_faults(field.key, value, field.type))
+        return
+    if field.checked:
+        faults.update(_faults(field.key, value, field.type))
 
 
 def _is_empty(field: Field, value: Any, *, whole: bool) -> bool:
@@ -185,27 +192,52 @@ def _is_empty(field: Field, value: Any, *, whole: bool) -> bool:
     return field.is_time and isinstance(value, str) and ZERO_TIME.match(value) is not None
 
 
-def _faults(field: Field, value: Any, message: str) -> Iterator[tuple[str, str]]:
-    """What is wrong with each item of a list, where msgspec tells of the first alone."""
-    item, most = _item_type(field.type), _most_items(field.type)
-    if isinstance(value, list) and item is not None:
-        if most is not None and len(value) > most:
-            yield field.key, f"Expected `array` of length <= {most}"
-            return
-        items = ((f"{field.key}[{index}]", each) for index, each in enumerate(value))
-        told = (fault for path, each in items for fault in _item_faults(path, each, item))
-        if found := list(islice(told, MOST_FAULTS + 1)):
-            yield from found
-            return
-    yield _told(field.key, message)
-
-
-def _item_faults(path: str, value: Any, type_: Any) -> Iterator[tuple[str, str]]:
+def _faults(path: str, value: Any, type_: Any) -> Iterator[tuple[str, str]]:
+    """Everything that is wrong with a value, where msgspec tells of the first fault alone."""
+    parts = islice(_inner_faults(path, value, type_), MOST_FAULTS + 1)
+    if found := list(parts):
+        yield from found
+        return
     convert = _spelling(type_)
     try:
-        msgspec.convert(convert(value) if convert else value, type_)
-    except msgspec.ValidationError as exc:
+        _utc(msgspec.convert(convert(value) if convert else value, type_))
+    except (msgspec.ValidationError, OverflowError) as exc:
         yield _told(path, str(exc))
+    else:
+        yield from ((path, fault) for check in _checks(type_) if (fault := check(value)))
+
+
+def _inner_faults(path: str, value: Any, type_: Any) -> Iterator[tuple[str, str]]:
+    item, most, struct = _item_type(type_), _most_items(type_), _struct_type(type_)
+    if isinstance(value, list) and item is not None:
+        if most is not None and len(value) > most:
+            yield path, f"Expected `array` of length <= {most}"
+            return
+        for index, each in enumerate(value):
+            yield from _faults(f"{path}[{index}]", each, item)
+    elif isinstance(value, dict) and struct is not None:
+        for field in _plan(struct):
+            if field.key in value:
+                yield from _faults(f"{path}.{field.key}", value[field.key], field.type)
+            elif field.required:
+                yield f"{path}.{field.key}", "required"
+
+
+def _checks(type_: Any) -> list[Callable[[Any], str | None]]:
+    notes = typing.get_args(type_)[1:] if typing.get_origin(type_) is Annotated else ()
+    extras = [note.extra or {} for note in notes if isinstance(note, msgspec.Meta)]
+    return [extra[FAULT] for extra in extras if FAULT in extra]
+
+
+@lru_cache(maxsize=1024)
+def _is_checked(type_: Any) -> bool:
+    """Whether something in a type is looked at by more than msgspec."""
+    if _checks(type_):
+        return True
+    item, struct = _item_type(type_), _struct_type(type_)
+    if item is not None and _is_checked(item):
+        return True
+    return struct is not None and any(field.checked for field in _plan(struct))
 
 
 def _told(path: str, message: str) -> tuple[str, str]:
@@ -269,6 +301,7 @@ def _field(field: msgspec.structs.FieldInfo) -> Field:
         is_time=datetime in kinds,
         is_collection=bool(kinds & {list, tuple, dict, set, frozenset}),
         optional=type(None) in kinds,
+        checked=_is_checked(field.type),
     )
 
 
@@ -301,6 +334,11 @@ def _most_items(type_: Any) -> int | None:
     if typing.get_origin(type_) in {Union, types.UnionType}:
         return next((most for each in typing.get_args(type_) if (most := _most_items(each)) is not None), None)
     return None
+
+
+def _struct_type(type_: Any) -> type[msgspec.Struct] | None:
+    kinds = (part for part in _parts(type_) if isinstance(part, type) and issubclass(part, msgspec.Struct))
+    return next(kinds, None)
 
 
 def _item_type(type_: Any) -> Any:

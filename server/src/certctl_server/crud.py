@@ -51,6 +51,8 @@ class Crud:
     aliases: Mapping[str, str] = field(default_factory=dict)
     json: frozenset[str] = frozenset()
     """Columns that hold lists and maps as JSON."""
+    computed: Mapping[str, str] = field(default_factory=dict)
+    """Further keys of the object, each with the SQL over ``item`` that it is read by."""
     optional: frozenset[str] = frozenset()
     """Keys that are left out when empty."""
     reserved: frozenset[str] = frozenset()
@@ -73,7 +75,7 @@ class Crud:
         """Return the JSON object of a row."""
         found = {
             name: msgspec.json.decode(row[name]) if name in self.json and row[name] is not None else row[name]
-            for name in self.names
+            for name in (*self.names, *self.computed)
         }
         for name in self.optional:
             if found[name] in (None, "", [], {}):
@@ -82,8 +84,17 @@ class Crud:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The keys of the object, all of them columns."""
+        """The keys of the object that are columns."""
         return tuple(column._meta.name for column in self.table._meta.columns)
+
+    @cached_property
+    def select(self) -> str:
+        """What is read of each row."""
+        return ", ".join(["item.*", *(f"{sql} AS {name}" for name, sql in self.computed.items())])
+
+    async def one(self, id: str, principal: Principal, *, lock: bool = False) -> Row:
+        """Return the row with this id, as ``one`` does."""
+        return await _found(_by_id(f"SELECT {self.select}", self.table, id, principal), self.kind, lock=lock)
 
 
 def crud_routes(crud: Crud) -> Router:
@@ -93,7 +104,8 @@ def crud_routes(crud: Crud) -> Router:
     """
     fields = [("id", ID, "")]
     body_of_new: type[msgspec.Struct] = msgspec.defstruct(f"New{crud.table.__name__}", fields, bases=(crud.body,))
-    spec = listed(crud.table, crud.show, crud.names, json=crud.json, filters=crud.filters)
+    names = (*crud.names, *crud.computed)
+    spec = listed(crud.table, crud.show, names, json=crud.json, filters=crud.filters, select=crud.select)
 
     @get("/", opt={"roles": READ, "query": LISTED})
     async def list_(request: Req) -> Response[bytes]:
@@ -101,7 +113,7 @@ def crud_routes(crud: Crud) -> Router:
 
     @get("/{id:str}", opt={"roles": READ})
     async def get_(request: Req, id: FromPath[str]) -> Row:
-        return crud.show(await one(crud.table, id, request.user, crud.kind))
+        return crud.show(await crud.one(id, request.user))
 
     @post("/", opt={"roles": WRITE})
     async def create(request: Req, ctx: Ctx) -> Answer[Row]:
@@ -127,8 +139,12 @@ async def one(table: type[Table], id: str, principal: Principal, kind: str, *, l
     Raises:
         Refused: 404, there is none.
     """
-    text, bound = _by_id("SELECT item.*", table, id, principal)
-    rows = await db.fetch(db.Sql(postgres=f"{text} FOR UPDATE" if lock else text, sqlite=text), *bound.args)
+    return await _found(_by_id("SELECT item.*", table, id, principal), kind, lock=lock)
+
+
+async def _found(by_id: tuple[str, Bound], kind: str, *, lock: bool) -> Row:
+    text, bound = by_id
+    rows = await db.fetch(db.Sql(postgres=f"{text} FOR UPDATE OF item" if lock else text, sqlite=text), *bound.args)
     if not rows:
         raise not_found(kind)
     return rows[0]
@@ -167,23 +183,23 @@ async def _create(crud: Crud, ctx: Context, request: Req, values: Row) -> Row:
         await crud.table.insert(crud.table(id=id, created_at=now, updated_at=now, **_stored(crud, values)))
         if crud.changed:
             await crud.changed(ctx, id)
-    return await one(crud.table, id, request.user, crud.kind)
+    return await crud.one(id, request.user)
 
 
 async def _update(crud: Crud, ctx: Context, request: Req, id: str, values: Row) -> Row:
     async with db.transaction():
-        before = crud.show(await one(crud.table, id, request.user, crud.kind, lock=True))
+        before = crud.show(await crud.one(id, request.user, lock=True))
         await _judge(crud, request, values, before)
         async with _audited(crud, actor_of(request), 1, id, {"changed": sorted(values)}):
             await crud.table.update(**_stored(crud, values), updated_at=ctx.clock()).where(crud.table.id == id)
             if crud.changed:
                 await crud.changed(ctx, id)
-    return await one(crud.table, id, request.user, crud.kind)
+    return await crud.one(id, request.user)
 
 
 async def _delete(crud: Crud, request: Req, id: str) -> None:
     async with db.transaction():
-        row = await one(crud.table, id, request.user, crud.kind, lock=True)
+        row = await crud.one(id, request.user, lock=True)
         if id in crud.reserved:
             raise conflict(f"{crud.kind} {id} belongs to the installation and stays")
         for column in crud.table._meta.foreign_key_references:

@@ -95,6 +95,8 @@ def _named(value: Any) -> Any:
 Lower = BeforeValidator(_lower)
 Flag = Annotated[bool, BeforeValidator(_word)]
 Duration = Annotated[timedelta, BeforeValidator(_length), Field(gt=timedelta())]
+Retention = Annotated[timedelta, BeforeValidator(_length), Field(ge=timedelta())]
+"""A duration; zero is for ever."""
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
 NamedKeys = Annotated[tuple[NamedKey, ...], BeforeValidator(_named)]

@@ -14,6 +14,7 @@ from certctl_core.errors import MisconfiguredError
 OURS = frozenset(
     {
         *("encryption-key", "admin-key", "enrol-token", "client.toml", "server.lock", "server.pem", "server-ca.pem"),
+        "audit-head",
         *("agent.json", "agent.toml", "agent-server-ca.pem"),
     }
 )
@@ -83,6 +84,37 @@ def create(path: Path, text: str, *, mode: int) -> None:
     finally:
         draft.unlink()
     _sync(path.parent)
+
+
+def put(draft: Path, path: Path, *, over: bool = False) -> None:
+    """Give a finished file beside ``path`` that name, durably; ``over`` whatever has it, else raise FileExistsError."""
+    descriptor = os.open(draft, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if over:
+        draft.replace(path)
+    else:
+        os.link(draft, path)
+        draft.unlink()
+    _sync(path.parent)
+
+
+def holder(lock: Path) -> str:
+    """Return the number of the process that holds ``lock``, empty if none does."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+    else:
+        return ""
+    finally:
+        os.close(descriptor)
 
 
 def _draft(path: Path, text: str, mode: int) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from certctl_core.errors import MisconfiguredError
 
 from certctl_server import db
@@ -25,7 +23,7 @@ async def create(name: str, role: str) -> str:
 
 async def listed() -> list[str]:
     """Return a line for every key, the ended ones included."""
-    now = datetime.now(UTC)
+    now = db.now()
     lines = [("ID", "ROLE", "NAME", "PREFIX", "STATE", "LAST USED")]
     for row in await db.fetch(LIST):
         ended = row["ended_at"] or (row["expires_at"] and row["expires_at"] <= now)
@@ -43,7 +41,7 @@ async def revoke(key_id: str) -> None:
     """
     try:
         async with db.transaction():
-            await end_key(key_id, datetime.now(UTC))
+            await end_key(key_id, db.now())
             await record([Event(ON_HOST, "key_deleted", "api_key", key_id)])
     except Refused as exc:
         raise MisconfiguredError(f"no valid key is called {key_id}") from exc

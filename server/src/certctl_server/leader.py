@@ -25,13 +25,15 @@ TROUBLE = (
     asyncpg.OperatorInterventionError,
 )
 """What a sound statement may come to while the database is away, full, busy or in a deadlock."""
-ROW = db.Sql("SELECT owner, epoch, beat, (lease_until <= {now}) AS over FROM lease WHERE name = $1")
+# A lease that ends later than any may was given before a clock was set back: its beat alone says whether it is over.
+OVER = "(lease_until <= {now} OR lease_until > {after:$2})"
+ROW = db.Sql(f"SELECT owner, epoch, beat, {OVER} AS over FROM lease WHERE name = $1")  # noqa: S608  # ours
 FIRST = db.Sql("INSERT INTO lease (name) VALUES ($1) ON CONFLICT DO NOTHING")
 TAKE = db.Sql(
-    """
-    UPDATE lease SET owner = $2, epoch = epoch + 1, beat = 0, lease_until = {after:$3}
-    WHERE name = $1 AND epoch = $4 AND beat = $5 AND (lease_until IS NULL OR lease_until <= {now}) RETURNING epoch
-    """
+    f"""
+    UPDATE lease SET owner = $3, epoch = epoch + 1, beat = 0, lease_until = {{after:$6}}
+    WHERE name = $1 AND epoch = $4 AND beat = $5 AND (lease_until IS NULL OR {OVER}) RETURNING epoch
+    """  # noqa: S608  # ours
 )
 BEAT = db.Sql(
     """
@@ -89,14 +91,15 @@ class Leadership:
             self.epoch = beaten[0]["epoch"] if beaten else None
             return self.epoch is not None
         await db.fetch(FIRST, NAME)
-        [row] = await db.fetch(ROW, NAME)
+        seconds = self._lease.total_seconds()
+        [row] = await db.fetch(ROW, NAME, 2 * seconds)
         still = self._stillness.of(NAME, (row["epoch"], row["beat"]))
         held = row["over"] is not None
         if held and not self._alone and not (row["over"] and still >= self._lease):
             return False
         if held and self._alone:
             await db.fetch(RESIGN, NAME, row["owner"], row["epoch"])
-        taken = await db.fetch(TAKE, NAME, self.owner, self._lease.total_seconds(), row["epoch"], row["beat"])
+        taken = await db.fetch(TAKE, NAME, 2 * seconds, self.owner, row["epoch"], row["beat"], seconds)
         self.epoch = taken[0]["epoch"] if taken else None
         return self.epoch is not None
 

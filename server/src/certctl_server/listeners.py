@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 import ssl
@@ -197,6 +198,21 @@ class _Stop:
             listener.should_exit = True
         DRAIN.set()
         self._drain()
+
+
+async def told_to_stop() -> None:
+    """Return on SIGTERM or SIGINT; the second one ends the process at once."""
+    told = asyncio.Event()
+
+    def stop() -> None:
+        if told.is_set():
+            os._exit(1)
+        told.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    await told.wait()
 
 
 @contextlib.contextmanager

@@ -17,19 +17,39 @@ from typing import TypeAlias
 
 from certctl_server import db
 from certctl_server.leader import TROUBLE, Leadership, NotLeading
+from certctl_server.telemetry.metrics import LoopWatch
 
 log = logging.getLogger(__name__)
 Work: TypeAlias = Callable[[Leadership], Awaitable[datetime | None]]
 SOONEST = timedelta(milliseconds=50)
 BEAT_EVERY = timedelta(seconds=20)
 """Fast loops write their beat this often, not at every turn."""
+GRACE = timedelta(minutes=1)
+"""A loop that missed two turns and this is late."""
 BEAT = db.Sql(
     """
-    INSERT INTO loop_beat (name, started_at, finished_at, last_error) VALUES ($1, $2, $3, $4)
+    INSERT INTO loop_beat (name, started_at, finished_at, last_error, late_at) VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (name) DO UPDATE SET started_at = excluded.started_at, finished_at = excluded.finished_at,
-        last_error = excluded.last_error
+        last_error = excluded.last_error, late_at = excluded.late_at
     """
 )
+BEATS = db.Sql("SELECT name, finished_at, last_error FROM loop_beat ORDER BY name")
+
+
+async def beats() -> list[dict[str, object]]:
+    """Return for each loop when it last came to its end, and whether well."""
+    return [
+        {"name": row["name"], "finished_at": row["finished_at"], "ok": not row["last_error"]}
+        for row in await db.fetch(BEATS)
+    ]
+
+
+def _tell(event: str, error: Exception, **more: str) -> None:
+    """Log what went wrong: trouble of the database in a line, anything else with its whereabouts."""
+    if isinstance(error, TROUBLE):
+        log.warning(event, extra={"error": f"{type(error).__name__}: {error}", **more})
+    else:
+        log.error(event, extra=more, exc_info=error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +74,7 @@ class Loops:
 
     def start(self) -> None:
         """Begin to campaign, and to turn once elected."""
+        db.when_clock_jumps(lambda: self.poke(*self._pokes))
         self._tasks = [asyncio.create_task(self._campaigning(), name="leadership")]
         self._tasks += [asyncio.create_task(self._turning(loop), name=f"loop {loop.name}") for loop in self._loops]
 
@@ -76,9 +97,9 @@ class Loops:
             led = self._leadership.epoch is not None
             try:
                 leads = await self._leadership.campaign()
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  # it is told
                 # Who stops to campaign never leads again: it goes on whatever happened.
-                log.warning("leadership cannot be kept", exc_info=exc)
+                _tell("leadership cannot be kept", exc)
                 leads = False
             if leads and not led:
                 log.info("leading", extra={"owner": self._leadership.owner, "epoch": self._leadership.epoch})
@@ -87,9 +108,10 @@ class Loops:
 
     async def _turning(self, loop: Loop) -> None:
         written: datetime | None = None
-        poke = self._pokes[loop.name]
+        poke, watch = self._pokes[loop.name], LoopWatch(loop.name)
         wait = SOONEST if loop.at_start else loop.interval
         while True:
+            watch.expect(wait if self._leadership.epoch is not None else None)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait.total_seconds()):
                     await poke.wait()
@@ -102,10 +124,11 @@ class Loops:
                 due = await loop.work(self._leadership)
             except NotLeading:
                 continue
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  # it is told
                 # A loop that ends is a certificate that expires: it goes on whatever happened.
-                log.exception("loop failed", extra={"loop": loop.name})
+                _tell("loop failed", exc, loop=loop.name)
                 error = f"{type(exc).__name__}: {exc}"
+            watch.turned(db.now() - started, failed=bool(error))
             wait = self._wait(loop, due, failed=bool(error))
             if error or written is None or db.now() - written > BEAT_EVERY or loop.interval > BEAT_EVERY:
                 written = db.now()
@@ -113,9 +136,10 @@ class Loops:
 
     async def _beat(self, loop: Loop, started: datetime, finished: datetime, error: str) -> None:
         try:
-            await db.fetch(BEAT, loop.name, started, finished, error)
-        except Exception as exc:
-            log.warning("beat of a loop not written", extra={"loop": loop.name}, exc_info=exc)
+            late_at = finished + 2 * max(loop.interval, BEAT_EVERY) + GRACE
+            await db.fetch(BEAT, loop.name, started, finished, error, late_at)
+        except Exception as exc:  # noqa: BLE001  # it is told
+            _tell("beat of a loop not written", exc, loop=loop.name)
 
     def _wait(self, loop: Loop, due: datetime | None, *, failed: bool) -> timedelta:
         if failed:

@@ -76,6 +76,14 @@ def _serve(settings: Settings) -> None:
 
 
 @main.command()
+def worker() -> None:
+    """Run jobs for the servers of this database, until told to stop. Needs PostgreSQL and a broker."""
+    from certctl_server import up as process  # noqa: PLC0415
+
+    _run(process.work(_settings(), lambda: log.info("worker ready")))
+
+
+@main.command()
 def migrate() -> None:
     """Bring the database's schema up to date and leave."""
     from certctl_server import start  # noqa: PLC0415
@@ -95,6 +103,7 @@ def _have_data_directory(settings: Settings) -> None:
     from certctl_server import files  # noqa: PLC0415
 
     if settings.embedded:
+        os.umask(0o077)  # whoever makes the database's file makes it its owner's alone
         files.prepare(settings.data_dir)
 
 
@@ -162,6 +171,75 @@ def verify() -> None:
         click.echo(line)
     if found.faults:
         raise click.ClickException("the audit trail is not as it was written")
+
+
+@main.command()
+@click.option("--format", "form", type=click.Choice(["table", "json"]), help="How to answer.  [default: table]")
+@click.pass_context
+def doctor(context: click.Context, form: str | None) -> None:
+    """Look whether all is well on this machine and in the database, and say what to do; fails if anything is broken."""
+    import asyncio  # noqa: PLC0415
+
+    from certctl_sdk.cli import output  # noqa: PLC0415
+
+    from certctl_server import doctor as practice  # noqa: PLC0415
+    from certctl_server.doctor_findings import State, worst  # noqa: PLC0415
+
+    findings = asyncio.run(practice.examine(_settings({"CERTCTL_LOG_LEVEL": "warn"})))
+    rows = [finding.as_row() for finding in findings]
+    if (form or getattr(context.obj, "form", "table")) == "json":
+        output.write_json({"state": worst(findings), "findings": rows})
+    else:
+        output.write_table(rows, ("check", "state", "found", "what_to_do"))
+    if worst(findings) is State.FAIL:
+        context.exit(1)
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--with-key", is_flag=True, help="Put the encryption key beside it, as FILE.key.")
+def backup(file: Path, with_key: bool) -> None:  # noqa: FBT001  # as click calls it
+    """Copy the SQLite database to FILE while the server runs, and check the copy."""
+    from certctl_core.errors import MisconfiguredError  # noqa: PLC0415
+
+    from certctl_server import backup as copying  # noqa: PLC0415
+
+    try:
+        made = copying.backup(_settings({"CERTCTL_LOG_LEVEL": "warn"}), file, with_key=with_key)
+    except MisconfiguredError as exc:
+        raise click.ClickException(str(exc)) from exc
+    click.echo(f"{made.path}: {made.told}")
+    if with_key:
+        click.echo(f"{copying.key_beside(file)}: the key that opens its secrets; whoever has both has everything")
+    else:
+        click.echo("the encryption key is not in it: keep a copy of that apart, without it the secrets are lost")
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def restore(file: Path) -> None:
+    """Put a backup in the place of the SQLite database, which is kept aside. The server must not run."""
+    from certctl_server import backup as copying  # noqa: PLC0415
+
+    async def work() -> None:
+        done = await copying.restore(_settings({"CERTCTL_LOG_LEVEL": "warn"}), file)
+        click.echo(f"restored {done.backup.path}: {done.backup.told}; this is epoch {done.epoch}")
+        if done.replaced:
+            click.echo(f"what was there before is {done.replaced}")
+        click.echo("next: certctl doctor, and docs/backup.md for what a restore cannot know")
+
+    _run(work())
+
+
+@main.command("restored")
+def restored_() -> None:
+    """Say that the database was restored by its own tools, where the server could not notice it."""
+    from certctl_server import backup as copying  # noqa: PLC0415
+
+    async def work() -> None:
+        click.echo(f"this is epoch {await copying.declare(_settings({'CERTCTL_LOG_LEVEL': 'warn'}))}")
+
+    _run(work())
 
 
 def _in_database(work: Callable[[Settings], Awaitable[T]]) -> T:

@@ -100,7 +100,10 @@ async def load(settings: Settings) -> Cipher:
     given = [part.strip() for part in settings.config_encryption_key.get_secret_value().split(",") if part.strip()]
     path = settings.data_dir / KEY_FILE
     if not given and not settings.embedded:
-        raise MisconfiguredError(f"{VARIABLE} is required with PostgreSQL: every process needs the same key")
+        raise MisconfiguredError(
+            f"{VARIABLE} is required with PostgreSQL: every process needs the same key;"
+            " make one with `openssl rand -base64 32` and keep a copy apart from the database's backups"
+        )
     check = await recall(CHECK)
     if not given and check and not path.exists():
         raise MisconfiguredError(

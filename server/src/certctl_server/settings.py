@@ -23,6 +23,7 @@ from certctl_server.environment import (
     NamedKeys,
     Networks,
     Port,
+    Retention,
     Texts,
     Variable,
     present,
@@ -156,7 +157,9 @@ class Scheduler(Group):
     job_processor_interval: Duration = timedelta(seconds=5)
     agent_health_check_interval: Duration = timedelta(minutes=2)
     retry_interval: Duration = timedelta(minutes=5)
+    notification_process_interval: Duration = timedelta(minutes=1)
     job_timeout_interval: Annotated[Duration, Variable(f"{PREFIX}JOB_TIMEOUT_INTERVAL")] = timedelta(minutes=10)
+    retention_interval: Annotated[Duration, Variable(f"{PREFIX}RETENTION_INTERVAL")] = timedelta(hours=1)
 
 
 class Job(Group):
@@ -167,6 +170,8 @@ class Job(Group):
     awaiting_csr_timeout: Duration = timedelta(hours=24)
     awaiting_approval_timeout: Duration = timedelta(hours=168)
     lease: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=30)
+    retention: Retention = timedelta(hours=2160)
+    """How long finished jobs are kept."""
 
 
 class Webhook(Group):
@@ -195,6 +200,8 @@ class Settings(Group):
     agent_keys: Annotated[Literal["required", "optional"], Lower] = "required"
     agent_bootstrap_token: SecretStr = SecretStr("")
     cors_origins: Texts = ()
+    metrics_port: Port = 0
+    """Where else this process shows its metrics, on loopback; 0: nowhere."""
     keygen_mode: Annotated[Literal["agent", "server"], Lower] = "agent"
     ca_cert_path: Path | None = None
     ca_key_path: Path | None = None
@@ -205,6 +212,7 @@ class Settings(Group):
     egress_allow: Texts = ()
     trusted_proxies: Networks = ()
     broker_url: SecretStr = SecretStr("")
+    call_log_retention: Retention = timedelta()
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -212,9 +220,22 @@ class Settings(Group):
             raise ValueError("CERTCTL_CA_CERT_PATH and CERTCTL_CA_KEY_PATH are set together or not at all")
         if self.keygen_mode == "server":
             raise ValueError("CERTCTL_KEYGEN_MODE: server is refused, keys are made by agents only; leave it at agent")
-        if self.broker_url.get_secret_value():
-            raise ValueError("CERTCTL_BROKER_URL: workers run in the server's process, no broker is used; unset it")
+        if self.call_log_retention:
+            raise ValueError(
+                "CERTCTL_CALL_LOG_RETENTION: calls are rows of the audit trail, which nothing shortens; leave it at 0"
+            )
+        if self.broker and urlsplit(self.broker).scheme not in {"redis", "rediss", "unix"}:
+            raise ValueError("CERTCTL_BROKER_URL: a broker is redis://..., rediss://... (TLS) or unix:///path")
+        if self.broker and urlsplit(self.database_url).scheme == "sqlite":
+            raise ValueError(
+                "CERTCTL_BROKER_URL joins several processes, which need CERTCTL_DATABASE_URL=postgres://..."
+            )
         return self
+
+    @property
+    def broker(self) -> str:
+        """Where the broker is that joins servers and workers; empty: each process has workers of its own."""
+        return self.broker_url.get_secret_value()
 
     @property
     def database_url(self) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,7 +17,7 @@ from certctl_core.errors import MisconfiguredError
 from certctl_sdk import profile_file
 from certctl_sdk.profile_file import ClientFile
 
-from certctl_server import db, files, sealing
+from certctl_server import db, files, restored, sealing
 from certctl_server.audit.record import SYSTEM, Event, record
 from certctl_server.auth.keys import create_key, create_token
 from certctl_server.db.migrate import migrate
@@ -31,6 +31,8 @@ from certctl_server.tables import TABLES
 log = logging.getLogger(__name__)
 ADMIN_KEY_FILE, TOKEN_FILE = "admin-key", "enrol-token"
 LOCK_FILE = "server.lock"
+AWAY = (*db.UNREACHABLE, asyncpg.InsufficientResourcesError, asyncpg.OperatorInterventionError)
+AGAIN_SECONDS = 2.0
 ROWS_MADE, KEYS_MADE = "first_rows", "first_keys"
 CLAIM = db.Sql("INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING RETURNING name")
 ADMIN_EXISTS = db.Sql(
@@ -59,20 +61,27 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def connected(settings: Settings) -> AsyncIterator[None]:
-    """The open database, for as long as the context lasts.
+async def connected(settings: Settings, *, patient: bool = False) -> AsyncIterator[None]:
+    """The open database, for as long as the context lasts. ``patient``: one that is away is waited for.
 
     Raises:
-        MisconfiguredError: it cannot be reached, or lets us not in.
+        MisconfiguredError: it lets us not in, or cannot be reached.
     """
-    if (path := _file(settings)) and not path.parent.is_dir():
+    if (path := database_file(settings)) and not path.parent.is_dir():
         raise MisconfiguredError(
             f"there is no directory {path.parent} for the database; CERTCTL_DATABASE_URL says which"
         )
-    try:
-        await db.connect(settings.database_url, TABLES, connections=settings.database.max_conns)
-    except (*db.UNREACHABLE, asyncpg.PostgresError, sqlite3.Error) as exc:
-        raise MisconfiguredError(f"the database did not let us in: {exc}; CERTCTL_DATABASE_URL says which") from exc
+    while True:
+        try:
+            await db.connect(settings.database_url, TABLES, connections=settings.database.max_conns)
+            break
+        except (*db.UNREACHABLE, asyncpg.PostgresError, sqlite3.Error) as exc:
+            if not patient or not isinstance(exc, AWAY):
+                raise MisconfiguredError(
+                    f"the database did not let us in: {exc}; CERTCTL_DATABASE_URL says which"
+                ) from exc
+            log.warning("the database is away, waiting for it", extra={"error": str(exc)})
+            await asyncio.sleep(AGAIN_SECONDS)
     try:
         yield
     finally:
@@ -91,10 +100,29 @@ async def bring_up_to_date() -> list[str]:
         raise MisconfiguredError(str(exc)) from exc
 
 
-def _file(settings: Settings) -> Path | None:
-    """The database's, None if it is not in a file."""
+def database_file(settings: Settings) -> Path | None:
+    """Return the database's file, None if it is not in one."""
     parts = urlsplit(settings.database_url)
     return Path(unquote(parts.path)) if parts.scheme == "sqlite" else None
+
+
+@contextlib.contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """Be the only process on data directory and database file, if it is embedded.
+
+    Raises:
+        MisconfiguredError: another one is; the message has its number.
+    """
+    with contextlib.ExitStack() as held:
+        for lock in locks(settings):
+            held.enter_context(files.held(lock))
+        yield
+
+
+def locks(settings: Settings) -> list[Path]:
+    """Return the files by which an embedded server is alone."""
+    path = database_file(settings)
+    return [settings.data_dir / LOCK_FILE, path.with_name(f"{path.name}.lock")] if path else []
 
 
 @contextlib.asynccontextmanager
@@ -105,13 +133,11 @@ async def ground(settings: Settings) -> AsyncIterator[Cipher]:
         MisconfiguredError: it must not start like this; the message says what to change.
     """
     files.prepare(settings.data_dir)
-    with contextlib.ExitStack() as locks:
-        if (path := _file(settings)) and settings.embedded:
-            for lock in (settings.data_dir / LOCK_FILE, path.with_name(f"{path.name}.lock")):
-                locks.enter_context(files.held(lock))
-        async with connected(settings):
+    with alone(settings):
+        async with connected(settings, patient=not settings.embedded):
             await bring_up_to_date()
             cipher = await sealing.load(settings)
+            await restored.notice(settings, cipher)
             await _refuse_without_keys(settings)
             await _first_rows()
             yield cipher
@@ -133,7 +159,7 @@ async def _refuse_without_keys(settings: Settings) -> None:
     auth = settings.auth
     if settings.embedded or auth.type == "none" or auth.secrets or auth.named_keys:
         return
-    if not await db.fetch(ADMIN_EXISTS, datetime.now(UTC)):
+    if not await db.fetch(ADMIN_EXISTS, db.now()):
         raise MisconfiguredError(
             "nobody could log in: with PostgreSQL set CERTCTL_AUTH_SECRET or CERTCTL_API_KEYS_NAMED,"
             " or make a key with `certctl-server keys create --role admin`"
@@ -142,7 +168,7 @@ async def _refuse_without_keys(settings: Settings) -> None:
 
 async def _first_rows() -> None:
     """api.md 12; once per database, whoever of several replicas is first."""
-    now = datetime.now(UTC)
+    now = db.now()
     times: dict[str, Any] = {"created_at": now, "updated_at": now}
     async with db.transaction():
         if await db.fetch(CLAIM, ROWS_MADE, now.isoformat()):
@@ -166,7 +192,7 @@ async def hand_over(settings: Settings, pin: str, *, terminal: bool) -> Handed |
     """
     if not settings.embedded or settings.auth.type == "none":
         return None
-    now = datetime.now(UTC)
+    now = db.now()
     written: list[Path] = []
     try:
         async with db.transaction():

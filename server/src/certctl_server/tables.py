@@ -2,7 +2,7 @@
 
 from piccolo.table import Table
 
-from certctl_server.agents.tables import Agent
+from certctl_server.agents.tables import Agent, AgentGroup, AgentGroupMember, AgentGroupWait
 from certctl_server.audit.tables import AuditCheckpoint, AuditEvent
 from certctl_server.auth.tables import ApiKey, EnrolmentToken, Setting
 from certctl_server.certificates.tables import (
@@ -11,11 +11,13 @@ from certctl_server.certificates.tables import (
     CertificateTarget,
     CertificateVersion,
     Revocation,
+    Rollout,
+    RolloutTarget,
 )
 from certctl_server.connectors.tables import ConnectorMemory
 from certctl_server.discovery.tables import DiscoveredCertificate, DiscoveryScan
 from certctl_server.issuers.tables import Issuer
-from certctl_server.jobs.tables import Intent, Job, Lane, Lease, LoopBeat
+from certctl_server.jobs.tables import Budget, Intent, Job, Lane, Lease, LoopBeat
 from certctl_server.notices.tables import Notification, Notifier
 from certctl_server.people.tables import Owner, Team
 from certctl_server.rules.tables import CertificateProfile, RenewalPolicy
@@ -30,6 +32,9 @@ TABLES: tuple[type[Table], ...] = (
     Notifier,
     ConnectorMemory,
     Agent,
+    AgentGroup,
+    AgentGroupMember,
+    AgentGroupWait,
     Target,
     ApiKey,
     EnrolmentToken,
@@ -37,9 +42,12 @@ TABLES: tuple[type[Table], ...] = (
     Certificate,
     CertificateVersion,
     CertificateTarget,
+    Rollout,
+    RolloutTarget,
     Revocation,
     BlockedKey,
     Lane,
+    Budget,
     Job,
     Intent,
     Lease,

@@ -64,7 +64,7 @@ async def issue_server_certificate(ctx: Context, csr_pem: str, sans: tuple[San, 
     instances = Instances(ctx, loop)
     try:
         issuer = await instances.own_ca(OWN_CA)
-        return await loop.call(lambda: _sign(issuer, csr_pem, sans, ctx.clock()))
+        return await instances.call(issuer, "issue", lambda: _sign(issuer, csr_pem, sans, ctx.clock()))
     finally:
         await instances.aclose()
         await loop.stop()

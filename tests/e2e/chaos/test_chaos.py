@@ -5,22 +5,18 @@ import os
 import random
 import signal
 import subprocess
-import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from certctl_sdk.http import httpx
 from certctl_sdk.testing.crash import Death, Journal, broken_histories, seed, tell, unexplained_signatures
-from certctl_sdk.testing.fake_ca import FakeCA
 from certctl_server import db
 from certctl_server.tables import TABLES
+from chaos_sites import DYING, MOVES, SHORT_LEASES, Observer, Site, fits
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-DYING = Path(__file__).with_name("dying")
 ANY_MOMENT = "at any moment"
 #: In the order of docs/main-flow.md.
 OF_SERVER = (
@@ -37,15 +33,6 @@ TURNS = {"check and reload": 2, "begin": 2}
 LEFT_BEHIND = {"flip": ("check and reload", "recover"), "claim": ("claim", "take over")}
 PATIENCE = 150
 LONGEST_LIFE = 45
-SHORT_LEASES = {
-    "CERTCTL_JOB_LEASE": "1s",
-    "CERTCTL_AGENT_OFFER_LEASE": "2s",
-    "CERTCTL_AGENT_RUN_LEASE": "10s",
-    "CERTCTL_SCHEDULER_JOB_PROCESSOR_INTERVAL": "500ms",
-    "CERTCTL_SCHEDULER_RETRY_INTERVAL": "1s",
-    "CERTCTL_RATE_LIMIT_ENABLED": "false",
-}
-MOVES = db.Sql("SELECT resource_id, details FROM audit_event WHERE resource_type = 'job' ORDER BY number")
 
 
 class Mortal:
@@ -85,68 +72,6 @@ class Mortal:
             assert self._death is not None, "it died of itself"
             self.died[f"{self._death}: not reached, killed" if unreached else str(self._death)] += 1
             self.live(dice)
-
-
-class Site:
-    """One server block with files of its own."""
-
-    def __init__(self, nginx, name):
-        self.name = name
-        self.cert, self.key = nginx.cert.parent / f"{name}.crt", nginx.key.parent / f"{name}.key"
-        old = FakeCA().bundle(name)
-        self.cert.write_text(old.cert_pem)
-        self.key.write_text(old.key_pem)
-        nginx.site(name, self.cert, self.key)
-
-    def pair(self):
-        """What is served from now; read again if it changed while it was read."""
-        for _ in range(20):
-            before = self._generation()
-            found = self.cert.read_bytes(), self.key.read_bytes()
-            if self._generation() == before:
-                return found
-        raise AssertionError(f"{self.cert} changed whenever it was read")
-
-    def _generation(self):
-        with contextlib.suppress(FileNotFoundError):
-            return (self.cert.parent / f".{self.cert.name}.certctl" / "current").readlink()
-        return None
-
-
-class Observer:
-    """Reads what every site is to serve, all the time, and remembers every pair that does not match."""
-
-    def __init__(self, sites):
-        self.reads, self.seen, self.wrong = 0, {}, []
-        self._sites = sites
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self._thread.join()
-
-    def _look(self):
-        while not self._over.wait(0.005):
-            for site in self._sites:
-                try:
-                    pair = site.pair()
-                    if pair not in self.seen:
-                        self.seen[pair] = fits(*pair)
-                    if not self.seen[pair]:
-                        self.wrong.append(f"{site.name}: the key does not fit the certificate")
-                except (AssertionError, OSError, ValueError) as exc:
-                    self.wrong.append(f"{site.name}: {exc!r}")
-                self.reads += 1
-
-
-def fits(cert_pem, key_pem):
-    key = load_pem_private_key(key_pem, password=None)
-    return x509.load_pem_x509_certificate(cert_pem).public_key() == key.public_key()
 
 
 def drawn(dice, steps, kills, *, all_sides):
@@ -230,8 +155,9 @@ class Inventory:
             for job in failed:
                 if job.get("last_error") == "crashed its worker" and "next_retry_at" not in job:
                     status, body = self.server.call("POST", f"jobs/{job['id']}/retry", {})
-                    assert status == 200, body
-                    self.retried.append(job["id"])
+                    # While another order of that certificate is open, it waits for the next look.
+                    assert status in {200, 409}, body
+                    self.retried += [job["id"]] if status == 200 else []
             return not failed and not self._jobs("Pending", "AwaitingCSR", "Running")
         return False
 

@@ -14,6 +14,7 @@ GROUP = "certctl.commands"
 """Entry points that bring further commands."""
 #: Name: module, attribute and what help says, so that help imports none of them.
 COMMANDS = {
+    "agent-groups": ("certctl_sdk.cli.agent_groups", "agent_groups", "Machines taken together."),
     "agents": ("certctl_sdk.cli.agents", "agents", "Machines that serve certificates, and tokens to enrol more."),
     "audit": ("certctl_sdk.cli.audit", "audit", "Who did what, and when."),
     "certs": ("certctl_sdk.cli.certs", "certs", "Certificates: order, renew, deploy, revoke."),

@@ -26,6 +26,7 @@ FILTERS = {
     "q": "q",
 }
 VERSION_COLUMNS = ("id", "version", "serial_number", "not_before", "not_after", "fingerprint_sha256")
+DEPLOYMENT_COLUMNS = ("id", "deployment_state", "last_status", "served_fingerprint", "last_deployed_at", "rollout")
 # What is filled in where an order does not say it, so that the first one needs only a name.
 LOCAL_CA, NO_OWNER, NO_TEAM = "iss-local", "o-unassigned", "t-unassigned"
 
@@ -114,6 +115,17 @@ def versions(session: Session, id: str, **paging: int | None) -> None:
     """List what was issued for a certificate, newest first."""
     with session.client() as client:
         session.show_page(client.page(PATH, id, "versions", **paging), VERSION_COLUMNS)
+
+
+@certs.command()
+@click.argument("id")
+@click.option("--page", type=click.IntRange(min=1))
+@click.option("--per-page", type=click.IntRange(min=1, max=500))
+@with_session
+def deployments(session: Session, id: str, **paging: int | None) -> None:
+    """List the targets of a certificate, what is there, and how far its rollout is."""
+    with session.client() as client:
+        session.show_page(client.page(PATH, id, "deployments", **paging), DEPLOYMENT_COLUMNS)
 
 
 @click.command("import")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from certctl_sdk.cli.build import action, get_command, list_command
+from certctl_sdk.cli.session import Session, with_session
 
 COLUMNS = ("id", "type", "certificate_id", "target_id", "status", "attempts", "last_error")
 FILTERS = {"status": "status", "type": "type", "cert": "certificate_id", "target": "target_id", "agent": "agent_id"}
@@ -18,4 +21,28 @@ def jobs() -> None:
 jobs.add_command(list_command("jobs", COLUMNS, FILTERS, "List jobs, newest first."))
 jobs.add_command(get_command("jobs", "Show one job."))
 jobs.add_command(action("jobs", "cancel", "Cancel a job that has not ended.", "{id} is cancelled"))
-jobs.add_command(action("jobs", "retry", "Try a failed job again, now.", "{id} is tried again"))
+
+
+@jobs.command()
+@click.argument("ids", nargs=-1)
+@click.option("--status", help="All with this status: Failed, Cancelled.")
+@click.option("--type", help="All of this type.")
+@click.option("--cert", "certificate_id", help="All of this certificate.")
+@click.option("--target", "target_id", help="All for this target.")
+@click.option("--agent", "agent_id", help="All of this agent.")
+@click.option("--dry-run", is_flag=True, help="Only say how many it would be.")
+@with_session
+def retry(session: Session, ids: tuple[str, ...], *, dry_run: bool, **filters: Any) -> None:
+    """Try failed jobs again, now: those with these IDS, or all that match."""
+    given = {name: value for name, value in filters.items() if value}
+    if not ids and not given:
+        raise click.UsageError("name jobs, or say which: --status Failed")
+    with session.client() as client:
+        if len(ids) == 1 and not given and not dry_run:
+            session.say(client.post("jobs", ids[0], "retry"), f"{ids[0]} is tried again")
+            return
+        body = {"job_ids": list(ids), "filter": given, "dry_run": dry_run}
+        found = client.post("jobs", "bulk-retry", body={name: value for name, value in body.items() if value})
+    said = "{total_matched} match: {total_retried} tried again, {total_skipped} left alone, {total_failed} not possible"
+    faults = [f"{each['job_id']}: {each['error']}" for each in found["errors"][:10]]
+    session.say(found, "; ".join([said.format_map(found), *faults]))

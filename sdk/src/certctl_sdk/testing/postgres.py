@@ -35,6 +35,8 @@ class Postgres:
         self.user = "postgres"
         self.port = 0
         """Where it listens on 127.0.0.1."""
+        self.environ: dict[str, str] = {}
+        """What its programs find in their environment, beside what is there."""
         self._settings = {**SETTINGS, **settings}
         self._programs = _programs()
         # It refuses to run as root, so root hands it to the user that its package made.
@@ -106,7 +108,8 @@ class Postgres:
 
     def _call(self, program: str, *arguments: str | Path) -> None:
         command = [*self._as_user, self._programs / program, *arguments]
-        subprocess.run(command, check=True, cwd=self._place, stdout=subprocess.DEVNULL)  # noqa: S603  # ours
+        environ = os.environ | self.environ
+        subprocess.run(command, check=True, cwd=self._place, env=environ, stdout=subprocess.DEVNULL)  # noqa: S603  # ours
 
 
 def _programs() -> Path:

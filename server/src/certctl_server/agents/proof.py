@@ -13,6 +13,7 @@ from certctl_core.job import Cause, JobState, JobType, retry_wait
 from certctl_server import db
 from certctl_server.agents.health import is_plain
 from certctl_server.audit.record import SYSTEM, Actor, Event, audited, record
+from certctl_server.certificates.rollout_state import poke
 from certctl_server.certificates.status import TRIES, hold, settle
 from certctl_server.certificates.versions import deploy, fitting
 from certctl_server.errors import conflict, invalid
@@ -125,6 +126,7 @@ async def landed(row: db.Row) -> None:
     if state is DeploymentState.MISMATCH:
         await _again(row, missed)
     await settle([row["certificate_id"]])
+    await poke([row["certificate_id"]])
 
 
 async def _again(row: db.Row, missed: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from certctl_server import db
+from certctl_server.agents.groups import note_keys
 from certctl_server.audit.record import Actor, audited
 from certctl_server.auth.keys import create_key, spend_token
 from certctl_server.auth.principal import Principal
@@ -60,6 +61,7 @@ async def register(
             raise conflict(f"An agent with the id {id} exists")
         async with audited(actor, "agent_registered", "agent", id, {"again": True}):
             await db.fetch(REFRESH, id, values["hostname"], *said)
+            await note_keys({"id": id}, dict(zip(FIELDS, said, strict=True)))
         return id, None
     for word, text in (("id", id), ("name", values["name"])):
         if _is_reserved(text, people):
@@ -71,6 +73,7 @@ async def register(
             raise conflict("The enrolment token was used meanwhile")
         if not await db.fetch(INSERT, id, values["name"], values["hostname"], *said):
             raise conflict(f"An agent with the id {id} or the name {values['name']} exists")
+        await note_keys({"id": id}, dict(zip(FIELDS, said, strict=True)))
         _, key = await create_key(values["name"], Role.AGENT, agent_id=id)
     return id, key
 

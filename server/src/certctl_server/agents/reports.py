@@ -12,9 +12,12 @@ from typing import Any
 from certctl_core.job import Cause, JobState, JobType, retry_wait
 
 from certctl_server import db
+from certctl_server.agents.budget import may_start, vacated
+from certctl_server.agents.groups import note_keys
 from certctl_server.agents.health import AgentStatus, status_of
 from certctl_server.agents.proof import landed, will_look
 from certctl_server.audit.record import Actor, Event, record
+from certctl_server.certificates.rollout_state import poke
 from certctl_server.certificates.status import TRIES, hold, hold_of, settle
 from certctl_server.errors import conflict, not_found
 from certctl_server.jobs import bell
@@ -30,13 +33,18 @@ BEAT = db.Sql(
         capabilities = $8, clock_offset_ms = $9, boot_id = $10, status = $11 WHERE id = $1
     """
 )
-ANEW = db.Sql("UPDATE job SET offer_at = {now} WHERE agent_id = $1 AND offer_at > {now}")
+ANEW = db.Sql(
+    """
+    UPDATE job SET offer_at = {now}, offered_until = NULL WHERE agent_id = $1 AND offer_at > {now}
+        AND (opens_at IS NULL OR opens_at <= {now})
+    """
+)
 OF_AGENT = db.Sql(
     """
     SELECT j.id, j.type, j.status, j.certificate_id, j.target_id, j.version_id, j.failures, j.max_attempts, j.owner,
-        j.csr_sha256, j.verification_status, j.verification_fingerprint, v.not_before, v.not_after,
-        v.fingerprint_sha256, c.name, p.retry_interval_seconds, coalesce(m.failures, 0) AS missed, a.capabilities,
-        t.config
+        j.csr_sha256, j.verification_status, j.verification_fingerprint, j.offered_until > {now} AS is_offered,
+        v.not_before, v.not_after, v.fingerprint_sha256, c.name, p.retry_interval_seconds,
+        coalesce(m.failures, 0) AS missed, a.capabilities, t.config
     FROM job j JOIN certificate c ON c.id = j.certificate_id JOIN renewal_policy p ON p.id = c.renewal_policy_id
         JOIN agent a ON a.id = j.agent_id LEFT JOIN certificate_version v ON v.id = j.version_id
         LEFT JOIN target t ON t.id = j.target_id
@@ -52,7 +60,14 @@ STAYED = db.Sql(
     WHERE certificate_id = $1 AND target_id = $2 RETURNING failures
     """
 )
-DEPLOYED = db.Sql("UPDATE certificate SET last_deployment_at = {now}, last_error = '' WHERE id = $1")
+# Why a rollout was halted stays to be read, also when what it had changed is put back.
+DEPLOYED = db.Sql(
+    """
+    UPDATE certificate SET last_deployment_at = {now}, last_error = CASE WHEN EXISTS (
+        SELECT 1 FROM rollout r WHERE r.certificate_id = $1 AND r.status = 'Halted') THEN last_error ELSE '' END
+    WHERE id = $1
+    """
+)
 #: In order of BEAT's parameters: what an agent may say of itself.
 SAID = ("version", "hostname", "os", "architecture", "ip_address")
 
@@ -89,6 +104,7 @@ async def heartbeat(agent: db.Row, beat: Beat) -> datetime:
     boot_id = beat.boot_id or agent["boot_id"]
     async with db.transaction():
         await db.fetch(BEAT, agent["id"], now, *said, known, offset, boot_id, status)
+        await note_keys(agent, dict(zip(SAID, said, strict=True)))
         if beat.boot_id and agent["boot_id"] and beat.boot_id != agent["boot_id"]:
             await _restarted(agent["id"])
         elif known != agent["capabilities"]:
@@ -101,6 +117,7 @@ async def _restarted(agent_id: str) -> None:
     await hold_of(where & (Job.status == JobState.RUNNING))
     moved = await release(where, reason="the agent started again")
     await db.fetch(ANEW, agent_id)
+    await vacated()
     await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
     bell.ring_agent(agent_id)
     bell.poke("job retry")
@@ -121,12 +138,15 @@ async def report(agent_id: str, job_id: str, said: Report, lease: timedelta, act
         row = await _held(agent_id, job_id)
         open_deployment = row["type"] == JobType.DEPLOYMENT and row["status"] in {JobState.PENDING, JobState.RUNNING}
         if said.status is JobState.RUNNING:
+            if row["status"] == JobState.PENDING and not row["is_offered"] and not await may_start(agent_id):
+                raise conflict("The offer has run out, and others of the agent's group took its place: it comes again")
             await _running(agent_id, row, lease, actor)
         elif row["status"] == said.status:
             return
         elif open_deployment:
             await _running(agent_id, row, lease, actor)
             await (_deployed(row, actor) if said.status is JobState.COMPLETED else _not_deployed(row, said, actor))
+            await vacated()
         elif said.status is JobState.FAILED and row["status"] == JobState.AWAITING_CSR and not row["csr_sha256"]:
             await _no_csr(row, said, actor)
         else:
@@ -153,10 +173,12 @@ async def _running(agent_id: str, row: db.Row, lease: timedelta, actor: Actor) -
         "fence": Job.fence + 1,
         "attempts": Job.attempts + 1,
         "started_at": db.now(),
+        "offer_at": None,
+        "offered_until": None,
     }
     async with db.transaction():
         where = (Job.id == row["id"]) & (Job.agent_id == agent_id)
-        if not await move(where, JobState.PENDING, JobState.RUNNING, actor=actor, offer_at=None, **started):
+        if not await move(where, JobState.PENDING, JobState.RUNNING, actor=actor, **started):
             raise conflict("The job was taken by another run of this agent")
         await db.fetch(LEASE, row["id"], seconds)
 
@@ -193,6 +215,7 @@ async def _not_deployed(row: db.Row, said: Report, actor: Actor) -> None:
         failed = await db.fetch(STAYED, row["certificate_id"], row["target_id"], row["id"])
         await db.fetch(SAY, row["certificate_id"], error)
         await settle([row["certificate_id"]])
+        await poke([row["certificate_id"]])
         if failed and failed[0]["failures"] == TRIES:
             subject = f"{row['name']} is not deployed to {row['target_id']}"
             occurrence = f"{row['version_id']}|{row['target_id']}"

@@ -15,7 +15,7 @@ from certctl_server.agents.health import AgentStatus
 from certctl_server.agents.register import register
 from certctl_server.agents.reports import SAID, Beat, Report, heartbeat, report, retrieved
 from certctl_server.agents.tables import Agent
-from certctl_server.agents.work import certificate_for, offers
+from certctl_server.agents.work import certificate_for, offers, seen
 from certctl_server.audit.record import Event, audited, record
 from certctl_server.auth.keys import create_token, rotate_agent_key
 from certctl_server.auth.principal import Req, Where, actor_of, agent_caller
@@ -29,6 +29,7 @@ from certctl_server.filters import equal, word
 from certctl_server.http.answer import Answer
 from certctl_server.http.asked import is_head, mark_idle
 from certctl_server.lists import Key, Row, list_response, listed
+from certctl_server.telemetry.metrics import polled
 
 BASE = "/api/v1/agents"
 OWN = BASE + "/{id:str}"
@@ -193,7 +194,7 @@ async def rotate(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
 @post(OWN + "/heartbeat", opt={"roles": OWN_AGENT}, status_code=200)
 async def beat(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
     """Note that the agent lives."""
-    row = await one(Agent, id, request.user, "Agent")
+    row = await seen(id, request.user)
     if not await agent_caller(request.user, id, ctx.settings):
         raise Refused(HTTPStatus.FORBIDDEN, "Only the agent's own key may do this")
     body = await new(request, HeartbeatBody)
@@ -205,12 +206,14 @@ async def beat(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
 @get(OWN + "/work", opt={"roles": OWN_AGENT, "query": {"wait"}})
 async def work(id: FromPath[str], request: Req, ctx: Ctx, wait: FromQuery[int] = 0) -> Row:
     """Return what the agent is to do; its own key claims it, everybody else only looks."""
-    row = await one(Agent, id, request.user, "Agent")
+    row = await seen(id, request.user)
     acts = await agent_caller(request.user, id, ctx.settings, reading=True)
     if not 0 <= wait <= LONGEST_WAIT or (wait == 0 and "wait" in request.query_params):
         raise Refused(HTTPStatus.BAD_REQUEST, "The request is not valid", {"wait": "is a whole number from 1 to 25"})
     claims = acts and not is_head(request)
     jobs = await offers(ctx, row, claims=claims, wait=timedelta(seconds=wait if claims else 0))
+    if claims:
+        polled(found=bool(jobs))
     if not jobs:
         mark_idle(request)
     return {"count": len(jobs), "jobs": jobs}

@@ -16,19 +16,23 @@ from certctl_core.profile import Profile
 from pydantic import SecretStr
 
 from certctl_server import db
+from certctl_server.agents.budget import room
 from certctl_server.agents.health import is_plain, is_skewed
+from certctl_server.agents.tables import Agent
+from certctl_server.agents.waiting import keep_looking
+from certctl_server.auth.principal import Principal, visible
 from certctl_server.connectors.config import hide, unseal
 from certctl_server.context import Context
+from certctl_server.errors import not_found
 from certctl_server.jobs.bell import Waiter, draining
 from certctl_server.rules.profiles import of_row
 from certctl_server.sealing import place
 
 ITEMS, P256 = 20, 256
-LOOK = timedelta(seconds=5)
-"""How often a waiting poll looks although no bell rang: another process may have made the job."""
 # A Deployment waits in Pending, a CSR in AwaitingCSR. What could not succeed is not offered.
 OFFERABLE = """
-    job.agent_id = $1 AND job.offer_at IS NOT NULL AND job.offer_at <= {now} AND (
+    job.agent_id = $1 AND job.offer_at IS NOT NULL AND job.offer_at <= {now}
+    AND (job.window_at IS NULL OR (job.opens_at <= {now} AND job.window_at > {now})) AND (
         (job.status = 'Pending' AND job.type = 'Deployment'
             AND EXISTS (SELECT 1 FROM target t WHERE t.id = job.target_id AND t.enabled AND t.status <> 'incomplete')
             AND EXISTS (SELECT 1 FROM certificate_version v WHERE v.id = job.version_id AND v.revoked_at IS NULL
@@ -52,11 +56,11 @@ KEEP_BACK = db.Sql(
 )
 KEPT_BACK = timedelta(hours=1)
 ONLY_P256 = "the agent makes ECDSA P-256 keys only, which the profile does not allow: it needs a newer agent"
-LOOKED = db.Sql(f"SELECT id FROM job WHERE {OFFERABLE} ORDER BY created_at, id LIMIT $3")  # noqa: S608  # ours
+LOOKED = db.Sql(f"SELECT id, type FROM job WHERE {OFFERABLE} ORDER BY created_at, id LIMIT $3")  # noqa: S608  # ours
 OFFER = db.Sql(
     f"""
-    UPDATE job SET offer_at = {{after:$4}} WHERE offer_at <= {{now}} AND id IN (
-        SELECT id FROM job WHERE {OFFERABLE} ORDER BY created_at, id LIMIT $3) RETURNING id
+    UPDATE job SET offer_at = {{after:$4}}, offered_until = CASE WHEN type = 'Deployment' THEN {{after:$4}} END
+    WHERE id IN ({{ids:$3}}) AND {OFFERABLE} RETURNING id
     """  # noqa: S608  # ours
 )
 SHOWN = db.Sql(
@@ -69,20 +73,48 @@ SHOWN = db.Sql(
     WHERE j.id IN ({ids:$1}) ORDER BY j.created_at, j.id
     """
 )
-BOOT = db.Sql("SELECT boot_id FROM agent WHERE id = $1")
-NEXT_OFFER = db.Sql("SELECT min(offer_at) AS offer_at FROM job WHERE agent_id = $1 AND offer_at > {now}")
-# Newest first: the newest version of the agent's own CSR, else the newest of nobody's CSR if it serves it.
+SEEN = db.Sql(
+    """
+    SELECT a.*, EXISTS (SELECT 1 FROM job j WHERE j.agent_id = a.id AND j.offer_at <= {now}) AS offered
+    FROM agent a WHERE a.id IN ({ids:$1})
+    """
+)
+# What it deploys at the moment; a rollout may have put that back to an older version. Else the newest version of the
+# agent's own CSR, else the newest of nobody's CSR if it serves it.
 CERTIFICATE = db.Sql(
     """
     SELECT v.id, v.pem_chain FROM certificate_version v
     WHERE v.certificate_id = $2 AND (v.agent_id = $1 OR (v.agent_id = '' AND EXISTS (
         SELECT 1 FROM certificate_target m JOIN target t ON t.id = m.target_id
         WHERE m.certificate_id = $2 AND t.agent_id = $1)))
-    ORDER BY CASE WHEN v.agent_id = $1 THEN 0 ELSE 1 END, v.version DESC LIMIT 1
+    ORDER BY CASE WHEN EXISTS (SELECT 1 FROM job j WHERE j.certificate_id = $2 AND j.agent_id = $1
+            AND j.version_id = v.id AND j.type = 'Deployment' AND j.status = 'Running') THEN 0
+        WHEN v.agent_id = $1 THEN 1 ELSE 2 END, v.version DESC LIMIT 1
     """
 )
 DEFAULT_KEY = {"algorithm": "ECDSA", "min_size": 256}
 SIZES = {"RSA": 2048}
+
+
+async def _seen_all(ids: list[str]) -> list[db.Row | None]:
+    found = {row["id"]: row for row in await db.fetch(SEEN, json.dumps(list(set(ids))))}
+    return [found.get(id) for id in ids]
+
+
+_seen = db.Together(_seen_all)
+
+
+async def seen(id: str, principal: Principal) -> db.Row:
+    """Return the agent that ``principal`` may see, and whether there may be work for it (``offered``).
+
+    Raises:
+        Refused: 404, there is none.
+    """
+    where = visible(principal, Agent)
+    row = await _seen(id) if where is None or where.args == (id,) else None
+    if row is None:
+        raise not_found("Agent")
+    return row
 
 
 async def offers(ctx: Context, agent: db.Row, *, claims: bool, wait: timedelta) -> list[dict[str, Any]]:
@@ -93,21 +125,21 @@ async def offers(ctx: Context, agent: db.Row, *, claims: bool, wait: timedelta) 
     # Not by the wall clock: one that goes back would keep a poll alive long after its client has gone.
     until = time.monotonic() + wait.total_seconds()
     with Waiter(agent["id"]) as rung:
-        while True:
-            # A poll whose agent died still waits here; what it took would be lost until its lease ran out.
-            [now] = await db.fetch(BOOT, agent["id"])
-            if now["boot_id"] != agent["boot_id"]:
-                return []
-            items = await _look(ctx, agent, claims=claims)
-            left = timedelta(seconds=until - time.monotonic())
-            if items or left <= timedelta() or draining():
+        # What was made before the bell could be heard is seen now.
+        now = await _seen(agent["id"]) if wait else agent
+        # A poll whose agent died still waits here; what it took would be lost until its lease ran out.
+        while now is not None and now["boot_id"] == agent["boot_id"]:
+            items = await _look(ctx, now, claims=claims) if now["offered"] else []
+            left = until - time.monotonic()
+            if items or left <= 0 or draining():
                 return items
-            due = await db.moment(NEXT_OFFER, agent["id"])
-            soon = min(left, LOOK, due - db.now() if due else LOOK)
+            keep_looking()
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(soon.total_seconds(), 0.02)):
+                async with asyncio.timeout(left):
                     await rung.wait()
             rung.clear()
+            now = await _seen(agent["id"])
+        return []
 
 
 async def _look(ctx: Context, agent: db.Row, *, claims: bool) -> list[dict[str, Any]]:
@@ -117,9 +149,19 @@ async def _look(ctx: Context, agent: db.Row, *, claims: bool) -> list[dict[str, 
     if not (rows := await db.fetch(LOOKED, agent["id"], skewed, ITEMS)):
         return []
     if claims:
-        rows = await db.fetch(OFFER, agent["id"], skewed, ITEMS, ctx.settings.agent_offer_lease.total_seconds())
+        rows = await _offer(agent["id"], skewed, rows, ctx.settings.agent_offer_lease)
     shown = await db.fetch(SHOWN, json.dumps([row["id"] for row in rows]))
     return [_item(ctx, row, secrets=claims) for row in shown]
+
+
+async def _offer(agent_id: str, skewed: str, rows: list[db.Row], lease: timedelta) -> list[db.Row]:
+    """Give the agent what it may have of ``rows``: every order, and as many deployments as its groups have room for."""
+    deployments = [row["id"] for row in rows if row["type"] == JobType.DEPLOYMENT]
+    async with db.transaction():
+        places = await room(agent_id, len(deployments)) if deployments else 0
+        barred = set(deployments[places:])
+        ids = [row["id"] for row in rows if row["id"] not in barred]
+        return await db.fetch(OFFER, agent_id, skewed, json.dumps(ids), lease.total_seconds()) if ids else []
 
 
 async def _keep_back(agent_id: str) -> None:

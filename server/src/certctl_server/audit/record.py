@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
 
 from certctl_server import db
 from certctl_server.ids import new_id
@@ -50,7 +50,7 @@ class Event:
 
 async def record(events: Iterable[Event]) -> None:
     """Write ``events`` in the present transaction, or in one of their own."""
-    now = datetime.now(UTC).isoformat(sep=" ", timespec="microseconds")
+    now = db.now().isoformat(sep=" ", timespec="microseconds")
     rows = [
         {
             "id": new_id("audit"),
@@ -60,7 +60,7 @@ async def record(events: Iterable[Event]) -> None:
             "action": event.action,
             "resource_type": event.resource_type,
             "resource_id": event.resource_id,
-            "details": json.dumps(event.details, ensure_ascii=False, separators=(",", ":")),
+            "details": msgspec.json.encode(event.details).decode(),
             "request_id": event.actor.request_id,
         }
         for event in events

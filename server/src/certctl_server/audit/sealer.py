@@ -6,14 +6,14 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from certctl_server import db, files
-from certctl_server.audit import chain
+from certctl_server import db
+from certctl_server.audit import chain, witness
 from certctl_server.audit.chain import HEAD_FILE, START, Link
+from certctl_server.audit.witness import Witness
 from certctl_server.context import Context
 from certctl_server.leader import Leadership
 
@@ -57,13 +57,19 @@ async def seal_pass(ctx: Context, leadership: Leadership) -> int:
     async with leadership.leading():
         await db.fetch(LOCK)
         before = await head()
+        kept, epoch = witness.read(ctx.settings.data_dir), await witness.epoch()
+        unbroken = kept is None or await witness.holds(kept, before)
         rows = await db.fetch(UNSEALED, PASS)
         links = list(_chained(before, rows))
         if rows:
             await db.fetch(WRITE, json.dumps(list(_columns(before, rows, links))))
         await _sign(ctx, key, links or [before])
-    if links:
-        _keep_outside(ctx.settings.data_dir, key, links[-1])
+    if links and unbroken:
+        witness.write(ctx.settings.data_dir, Witness(links[-1], chain.sign(key, links[-1]), epoch))
+    elif links and kept:
+        # The file is the witness that rows are gone: restored.py looks into that.
+        told = {"file": str(ctx.settings.data_dir / HEAD_FILE), "was": kept.link.sequence, "is": before.sequence}
+        log.error("the audit trail is not the one that was seen before: verify it", extra=told)
     return len(links)
 
 
@@ -103,32 +109,3 @@ async def _sign(ctx: Context, key: Ed25519PrivateKey, links: Sequence[Link]) -> 
         if late or link.sequence >= signed + CHECKPOINT_ROWS:
             await db.fetch(CHECKPOINT, link.sequence, link.hash, chain.sign(key, link), now)
             signed = link.sequence
-
-
-def _keep_outside(directory: Path, key: Ed25519PrivateKey, link: Link) -> None:
-    """Write the head where whoever changes the database does not reach.
-
-    A file that is ahead of the database is kept: it is the witness that rows are gone.
-    """
-    path = directory / HEAD_FILE
-    kept = read_head(path)
-    if kept and kept[0].sequence > link.sequence:
-        log.error(
-            "the audit trail is shorter than it was: verify it, and remove the file once that is explained",
-            extra={"file": str(path), "was": kept[0].sequence, "is": link.sequence},
-        )
-        return
-    text = json.dumps({"sequence": link.sequence, "hash": link.hash, "signature": chain.sign(key, link)})
-    try:
-        files.replace(path, text + "\n", mode=0o600)
-    except OSError as exc:
-        log.warning("the head of the audit trail is not kept", extra={"file": str(path)}, exc_info=exc)
-
-
-def read_head(path: Path) -> tuple[Link, str] | None:
-    """Return the head that was kept in a file, and its signature; None if there is none that can be read."""
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return Link(int(kept["sequence"]), str(kept["hash"])), str(kept["signature"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from certctl_server import db
-from certctl_server.audit import chain
+from certctl_server.audit import chain, witness
 from certctl_server.audit.chain import HEAD_FILE, START, Link
-from certctl_server.audit.sealer import CHECKPOINT_ROWS, read_head
+from certctl_server.audit.sealer import CHECKPOINT_ROWS
 from certctl_server.sealing import Cipher
 from certctl_server.settings import Settings
 
@@ -20,6 +21,9 @@ ROWS = db.Sql("SELECT * FROM audit_event WHERE sequence > $1 ORDER BY sequence L
 FIRST = db.Sql("SELECT sequence, previous_hash FROM audit_event WHERE sequence IS NOT NULL ORDER BY sequence LIMIT 1")
 CHECKPOINTS = db.Sql(
     "SELECT sequence, hash, signature FROM audit_checkpoint WHERE sequence > $1 ORDER BY sequence LIMIT $2"
+)
+RESTORES = db.Sql(
+    "SELECT timestamp, details FROM audit_event WHERE action = 'database_restored' ORDER BY timestamp, id"
 )
 UNSEALED = db.Sql("SELECT count(*) AS rows FROM audit_event WHERE sequence IS NULL")
 
@@ -38,6 +42,8 @@ class Verdict:
     """The end of the chain."""
     witness: Link | None = None
     """The head that the file in the data directory holds, if there is one."""
+    restores: list[str] = field(default_factory=list)
+    """What restores of the database took away, as the trail itself says."""
     faults: list[str] = field(default_factory=list)
     """What does not fit, first things first; no more than ``TOLD``."""
 
@@ -56,13 +62,16 @@ async def verify(settings: Settings, cipher: Cipher) -> Verdict:
     found = Verdict()
     key = (await chain.signing_key(cipher)).public_key()
     # Read first: what is sealed meanwhile only makes the chain longer.
-    witness = read_head(settings.data_dir / HEAD_FILE)
-    found.witness = witness[0] if witness else None
+    kept = witness.read(settings.data_dir)
+    # What was seen before a restore that is on record is no part of the trail any more.
+    current = kept is not None and kept.epoch >= await witness.epoch()
+    found.witness = kept.link if kept and current else None
+    found.restores = [_lost(row) for row in await db.fetch(RESTORES)]
     await _walk(found, key, await _start(found))
     found.unsealed = (await db.fetch(UNSEALED))[0]["rows"]
-    if witness is None and (settings.data_dir / HEAD_FILE).exists():
+    if kept is None and (settings.data_dir / HEAD_FILE).exists():
         found.fault(f"{HEAD_FILE} cannot be read")
-    if witness and not chain.is_signed(key, *witness):
+    if kept and current and not chain.is_signed(key, kept.link, kept.signature):
         found.fault(f"{HEAD_FILE} holds a signature that is not ours")
     if found.witness and found.witness.sequence > found.head.sequence:
         found.fault(f"rows {found.head.sequence + 1} to {found.witness.sequence}, which {HEAD_FILE} names, are gone")
@@ -74,8 +83,17 @@ def lines(found: Verdict) -> Iterator[str]:
     yield f"sealed rows: {found.rows}, checkpoints: {found.checkpoints}, not sealed yet: {found.unsealed}"
     yield f"head: {found.head.sequence} {found.head.hash}"
     yield f"head in {HEAD_FILE}: {found.witness.sequence if found.witness else 'none'}"
+    yield from found.restores
     for words in found.faults:
         yield f"FAULT: {words}"
+
+
+def _lost(row: db.Row) -> str:
+    told = json.loads(row["details"])
+    return (
+        f"restored at {row['timestamp']:%Y-%m-%d %H:%M:%S} UTC: the trail goes on after row {told['sequence']},"
+        f" {told['seen_sequence'] or 'nothing'} was seen before"
+    )
 
 
 async def _start(found: Verdict) -> Link:

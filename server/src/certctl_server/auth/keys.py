@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 
@@ -35,8 +36,9 @@ def _of_living(text: str, *, lock: str = "") -> db.Sql:
 
 FIND = _of_living(
     "SELECT id, name, role, agent_id, digest, expires_at, last_used_at, replaces FROM api_key"
-    " WHERE digest = $1 AND {living}"
+    " WHERE digest IN ({ids:$1}) AND {living}"
 )
+TOUCHED = db.Sql("UPDATE api_key SET last_used_at = $2 WHERE id IN ({ids:$1})")
 USE = db.Sql(
     "UPDATE api_key SET last_used_at = CASE WHEN id = $1 THEN $2 ELSE last_used_at END,"
     " ended_at = CASE WHEN id = $3 AND ended_at IS NULL THEN $2 ELSE ended_at END WHERE id IN ($1, $3)"
@@ -93,14 +95,28 @@ async def authenticate(key: str, keyring: Keyring, now: datetime) -> Principal |
     wanted = digest(key)
     if known := keyring.find(wanted):
         return known
-    rows = await db.fetch(FIND, wanted, now)
-    if not rows or not hmac.compare_digest(rows[0]["digest"], wanted):
+    row = await _find((wanted, now))
+    if row is None or not hmac.compare_digest(row["digest"], wanted):
         return None
-    row = rows[0]
-    if row["last_used_at"] is None or now - row["last_used_at"] >= TOUCH:
-        first = row["replaces"] if row["last_used_at"] is None else None
-        await db.fetch(USE, row["id"], now, first or "")
+    if row["last_used_at"] is None and row["replaces"]:
+        await db.fetch(USE, row["id"], now, row["replaces"])
+    elif row["last_used_at"] is None or now - row["last_used_at"] >= TOUCH:
+        await _touch((row["id"], now))
     return _principal(row)
+
+
+async def _find_all(asked: list[tuple[str, datetime]]) -> list[db.Row | None]:
+    digests = json.dumps([wanted for wanted, _ in asked])
+    found = {row["digest"]: row for row in await db.fetch(FIND, digests, max(now for _, now in asked))}
+    return [found.get(wanted) for wanted, _ in asked]
+
+
+async def _touch_all(used: list[tuple[str, datetime]]) -> list[None]:
+    await db.fetch(TOUCHED, json.dumps([id for id, _ in used]), max(now for _, now in used))
+    return [None] * len(used)
+
+
+_find, _touch = db.Together(_find_all), db.Together(_touch_all)
 
 
 async def authenticate_token(key: str, now: datetime) -> Principal | None:
@@ -162,7 +178,7 @@ async def create_key(
         agent_id=agent_id,
         prefix=prefix,
         digest=digest(text),
-        created_at=datetime.now(UTC),
+        created_at=db.now(),
         expires_at=expires_at,
         replaces=replaces,
     )
@@ -228,7 +244,7 @@ async def create_token(
 ) -> tuple[EnrolmentToken, str]:
     """Make an enrolment token and return its row and its secret part; by default for one use within 24 hours."""
     secret = secrets.token_urlsafe(SECRET_BYTES)
-    now = datetime.now(UTC)
+    now = db.now()
     row = EnrolmentToken(
         id=new_id("et"),
         name=name,

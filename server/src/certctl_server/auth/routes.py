@@ -1,5 +1,6 @@
 """Who am I, and keys, over HTTP."""
 
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -19,7 +20,9 @@ from certctl_server.context import Ctx
 from certctl_server.errors import Refused, invalid
 from certctl_server.filters import word
 from certctl_server.http.answer import Answer
+from certctl_server.leader import TROUBLE
 from certctl_server.lists import Row, list_response, listed
+from certctl_server.loops import beats
 
 SHOWN = ("id", "name", "role", "prefix", "created_at", "expires_at", "last_used_at")
 OPTIONAL = ("expires_at", "last_used_at")
@@ -43,8 +46,11 @@ KEYS = listed(ApiKey, show, SHOWN, filters={"role": word("item.role", STORED)})
 
 @get("/api/v1/health", opt={"roles": OPEN})
 async def health(ctx: Ctx) -> dict[str, Any]:
-    """Say that the process lives; the command line's ``status`` asks."""
-    return {"status": "healthy", "timestamp": ctx.clock()}
+    """Say that the process lives, and when each background loop last came to its end, on whichever server leads."""
+    alive: dict[str, Any] = {"status": "healthy", "timestamp": ctx.clock()}
+    with suppress(*TROUBLE):  # it lives without its database as well
+        alive["loops"] = await beats()
+    return alive
 
 
 @get("/api/v1/auth/info", opt={"roles": OPEN})

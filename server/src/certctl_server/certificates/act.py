@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,18 @@ from certctl_server import db
 from certctl_server.audit.record import Actor, audited
 from certctl_server.certificates.mapping import OPEN_ORDERS
 from certctl_server.certificates.orders import Order, give_csr, order
+from certctl_server.certificates.rollout import release
+from certctl_server.certificates.rollout_state import call_off, is_held
 from certctl_server.certificates.status import hold, settle
 from certctl_server.certificates.versions import deploy, fitting
+from certctl_server.certificates.windows import start_now
 from certctl_server.errors import conflict, invalid
 from certctl_server.ids import new_id
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import NewJob, create, lane_of_issuer
 from certctl_server.jobs.issue import accept, ordered
-from certctl_server.jobs.state import URGENT, cancel
+from certctl_server.jobs.priorities import FREE, URGENT
+from certctl_server.jobs.state import cancel
 from certctl_server.jobs.tables import Job
 from certctl_server.notices.tell import Notice, tell
 
@@ -109,7 +113,7 @@ async def renew(row: db.Row, asked: Renewal, actor: Actor) -> list[str]:
     if existing and not joined and issuing:
         return issuing
     if existing and not joined:
-        raise conflict(f"A renewal is under way: job {existing[0]['id']}")
+        return await _at_once(existing, asked, actor)
     csr_pem, csr_sha256 = await _checked(row, asked.csr_pem)
     kind = JobType.RENEWAL if row["version_id"] or row["was_active"] else JobType.ISSUANCE
     asks = Order(type=kind, force=asked.force, csr_pem=csr_pem, csr_sha256=csr_sha256, priority=URGENT)
@@ -121,6 +125,20 @@ async def renew(row: db.Row, asked: Renewal, actor: Actor) -> list[str]:
         if not (made := await order([row["id"]], asks, actor)):
             raise conflict("A renewal is under way")
     return [job.id for job in made]
+
+
+async def _at_once(existing: Sequence[db.Row], asked: Renewal, actor: Actor) -> list[str]:
+    """Begin renewals that were ordered by the scan and wait for a maintenance window.
+
+    Raises:
+        Refused: 409, they do not, or what is asked for is something else.
+    """
+    certificate_id, ids = existing[0]["certificate_id"], [each["id"] for each in existing]
+    async with audited(actor, "renewal_triggered", "certificate", certificate_id, {"force": asked.force}):
+        await hold([certificate_id])
+        if asked.force or asked.csr_pem or not (started := await start_now(ids, actor)):
+            raise conflict(f"A renewal is under way: job {ids[0]}")
+    return started
 
 
 async def _renewable(row: db.Row, asked: Renewal) -> None:
@@ -146,6 +164,8 @@ async def _checked(row: db.Row, csr_pem: str) -> tuple[str, str]:
 async def redeploy(row: db.Row, target_id: str, actor: Actor) -> list[str]:
     """Send the newest version to its targets again, or to the one given; return the ids of the jobs.
 
+    A halted rollout goes on; targets that wait for their wave go on waiting, but for one that is given.
+
     Raises:
         Refused: 400 for a target that is not mapped, 409 when there is nothing to deploy or nowhere.
     """
@@ -160,8 +180,9 @@ async def redeploy(row: db.Row, target_id: str, actor: Actor) -> list[str]:
         raise conflict("The certificate was never issued")
     async with audited(actor, "deployment_triggered", "certificate", row["id"], {"target_id": target_id}):
         await hold([row["id"]])
+        await release(row["id"], target_id, actor)
         rows = [each for each in await fitting([row["id"]]) if target_id in {"", each["target_id"]}]
-        alive = [each for each in rows if each["version_id"] and _lives(each)]
+        alive = [each for each in rows if each["version_id"] and _lives(each) and not is_held(each)]
         if not alive:
             raise conflict(_why_not(rows))
         opened = await db.fetch(OPEN_DEPLOYMENTS, row["id"])
@@ -179,6 +200,8 @@ def _lives(version: db.Row) -> bool:
 def _why_not(rows: list[db.Row]) -> str:
     if not rows:
         return "The target is disabled"
+    if any(is_held(row) for row in rows):
+        return "The targets wait for their wave of the rollout"
     if any(row["version_id"] for row in rows):
         return "The newest version has expired or is revoked"
     return "No version was issued to the target's agent yet"
@@ -222,6 +245,7 @@ async def revoke(row: db.Row, reason: str, plugins: Plugins, actor: Actor) -> st
 async def _call_off(certificate_id: str, actor: Actor) -> None:
     """What is revoked is deployed nowhere, and an order that was under way does not undo the revocation."""
     mine = (Job.certificate_id == certificate_id) & Job.type.is_in([JobType.DEPLOYMENT, *ORDERS])
+    await call_off([certificate_id])
     await cancel(mine, actor=actor, reason="the certificate was revoked")
 
 
@@ -275,7 +299,7 @@ def revocation_job(certificate_id: str, issuer_id: str, serial_number: str, requ
         certificate_id=certificate_id,
         issuer_id=issuer_id,
         lane=lane_of_issuer(issuer_id),
-        priority=URGENT,
+        priority=FREE,
         due=True,
         max_attempts=10,
         request=request,

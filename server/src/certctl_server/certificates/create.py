@@ -19,10 +19,13 @@ from certctl_server import db
 from certctl_server.audit.record import Actor, Event, audited, record
 from certctl_server.certificates.mapping import catch_up, map_targets
 from certctl_server.certificates.orders import Order, order
+from certctl_server.certificates.rollout_state import call_off
 from certctl_server.certificates.status import hold, settle
 from certctl_server.certificates.tables import Certificate
+from certctl_server.certificates.windows import time_anew
 from certctl_server.errors import conflict, invalid
 from certctl_server.ids import new_id
+from certctl_server.jobs.priorities import URGENT
 from certctl_server.jobs.state import cancel
 from certctl_server.jobs.tables import Job
 from certctl_server.rules.profiles import of_row
@@ -129,7 +132,7 @@ async def create(wanted: Wanted, actor: Actor) -> tuple[str, str | None]:
         await map_targets(id, wanted.target_ids, actor)
         made = []
         if wanted.status is Status.PENDING:
-            made = await order([id], Order(type=JobType.ISSUANCE), actor)
+            made = await order([id], Order(type=JobType.ISSUANCE, priority=URGENT), actor)
         if not made:  # who orders settles
             await settle([id], actor=actor)
     return id, made[0].id if made else None
@@ -201,6 +204,8 @@ async def change(id: str, values: Mapping[str, Any], actor: Actor) -> None:
         if "target_ids" in values:
             await map_targets(id, values["target_ids"], actor)
             await catch_up([id], actor)
+        if "renewal_policy_id" in values:
+            await time_anew([id])
         await settle([id], actor=actor)
 
 
@@ -233,6 +238,7 @@ async def archive(row: db.Row, actor: Actor) -> None:
     async with audited(actor, "certificate_archived", "certificate", row["id"]):
         await hold([row["id"]])
         await db.fetch(ARCHIVE, row["id"])
+        await call_off([row["id"]])
         await cancel(Job.certificate_id == row["id"], actor=actor, reason="the certificate was archived")
         await settle([row["id"]], actor=actor)
 

@@ -17,7 +17,7 @@ from certctl_core.profile import check_key
 
 from certctl_server import db
 from certctl_server.errors import Refused
-from certctl_server.jobs.issue import KEY_IN_USE, ordered
+from certctl_server.jobs.issue import key_in_use, ordered
 
 KEPT = timedelta(hours=24)
 MOST = 20
@@ -103,4 +103,4 @@ async def _may_have(job: db.Row, csr: db.Row) -> bool:
         return False
     if check_key(order.profile, KeyKind(csr["key_algorithm"], csr["key_size"])):
         return False
-    return not await db.fetch(KEY_IN_USE, csr["public_key_sha256"], job["certificate_id"])
+    return not await key_in_use(csr["public_key_sha256"], job["certificate_id"])

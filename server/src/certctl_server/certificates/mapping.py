@@ -11,6 +11,7 @@ from certctl_core.job import ORDERS, JobType
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, record
 from certctl_server.certificates.orders import Order, order
+from certctl_server.certificates.rollout_state import admitted, poke
 from certctl_server.certificates.versions import deploy, fitting
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import order_place
@@ -39,7 +40,8 @@ OPEN_ORDERS = db.Sql(
 )
 ASSIGN = db.Sql(
     """
-    UPDATE job SET agent_id = $2, place = $3, last_error = '', scheduled_at = {now},
+    UPDATE job SET agent_id = $2, place = $3, last_error = '',
+        scheduled_at = CASE WHEN opens_at > {now} THEN opens_at ELSE {now} END,
         offer_at = CASE WHEN status = 'AwaitingCSR' THEN {now} END
     WHERE id = $1 AND agent_id IS NULL AND csr_sha256 = '' AND place IS NOT NULL RETURNING id
     """
@@ -88,7 +90,8 @@ async def catch_up(ids: Iterable[str], actor: Actor) -> None:
     rows = await fitting(wanting)
     now = db.now()
     alive = [row for row in rows if row["version_id"] and row["not_after"] > now and row["revoked_at"] is None]
-    await deploy([row for row in alive if row["there"] != row["version_id"]], actor=actor)
+    await deploy(await admitted([row for row in alive if row["there"] != row["version_id"]]), actor=actor)
+    await poke(wanting)
     lacking: dict[str, dict[str, None]] = defaultdict(dict)
     for row in rows:
         if row["version_id"] is None and (wanting[row["certificate_id"]]["version_id"] or _open(wanting, row)):

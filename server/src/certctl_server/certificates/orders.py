@@ -7,28 +7,31 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from certctl_core.job import JobState, JobType
-from certctl_core.renewal import renew_due_at
+from certctl_core.renewal import alert_at, renew_due_at, spread_of
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, record
 from certctl_server.certificates import kept
 from certctl_server.certificates.status import hold, settle
+from certctl_server.certificates.timing import Expiring, Held, announce_new, replaced_by_order, timed
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import NewJob, create, lane_of_issuer, order_place
-from certctl_server.jobs.state import NORMAL, move
+from certctl_server.jobs.priorities import NORMAL, URGENT
+from certctl_server.jobs.state import is_early, move, until_open
 from certctl_server.jobs.tables import Job
 
 # With the newest version that each agent has.
 WANTED = db.Sql(
     """
     SELECT DISTINCT c.id, c.issuer_id, c.created_at, c.archived_at, c.revoked_at, t.agent_id, p.max_retries,
-        p.renewal_window_days, v.not_before, v.not_after,
+        p.renewal_window_days, p.alert_thresholds_days, p.maintenance_windows, c.expires_at, v.id AS version_id,
+        v.not_before, v.not_after,
         (p.requires_approval OR coalesce(f.requires_approval, false)) AS approval
     FROM certificate c JOIN renewal_policy p ON p.id = c.renewal_policy_id
         LEFT JOIN certificate_profile f ON f.id = c.certificate_profile_id
@@ -42,12 +45,12 @@ WANTED = db.Sql(
 )
 GIVE = db.Sql(
     """
-    UPDATE job SET csr_pem = $2, csr_sha256 = $3, offer_at = NULL, last_error = '',
+    UPDATE job SET csr_pem = $2, csr_sha256 = $3, offer_at = NULL, opens_at = NULL, window_at = NULL, last_error = '',
         due_at = CASE WHEN status IN ('Pending', 'AwaitingCSR') THEN {now} END
     WHERE id IN ({ids:$1}) AND csr_sha256 = '' AND place IS NOT NULL AND status <> 'Running' RETURNING id, lane
     """
 )
-APPROVED = db.Sql("SELECT agent_id, csr_sha256, lane FROM job WHERE id = $1")
+APPROVED = db.Sql("SELECT id, agent_id, csr_sha256, lane, opens_at FROM job WHERE id = $1")
 DUE = db.Sql("UPDATE job SET due_at = {now} WHERE id = $1 AND status = 'Pending'")
 HOMELESS = "no target is mapped, so no agent makes a key: map a target, or renew with csr_pem"
 
@@ -68,6 +71,8 @@ class Order:
     """Certificates and agents for which alone jobs are made; None: for all."""
     due_at: datetime | None = None
     """Agents that have a version which is not due yet at this moment get no job while another agent needs one."""
+    automatic: bool = False
+    """Nobody asked for it: a Renewal then waits for a maintenance window."""
     priority: int = NORMAL
     request: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,17 +85,20 @@ async def order(ids: Sequence[str], asked: Order, actor: Actor) -> list[NewJob]:
     async with db.transaction():
         await hold(ids)
         rows = await db.fetch(WANTED, json.dumps(list(ids)))
-        made = await create(_jobs(rows, asked), actor)
+        jobs = _jobs(rows, asked)
+        made = await create([_offered(job, asked) for job, _ in jobs], actor)
+        await announce_new(made, {job.id: expiring for job, expiring in jobs if expiring})
         await _send_on(made, asked, actor)
         await settle({str(job.certificate_id) for job in made}, actor=actor)
     return made
 
 
-def _jobs(rows: list[db.Row], asked: Order) -> list[NewJob]:
+def _jobs(rows: list[db.Row], asked: Order) -> list[tuple[NewJob, Expiring | None]]:
+    """The jobs, and what each of them replaces whose start overrides maintenance windows."""
     able = _able(rows, asked)
     needy = {row["id"] for row in able if _needs(row, asked)}
     jobs = [_job(row, asked) for row in able if row["id"] not in needy or _needs(row, asked)]
-    return list({job.place: job for job in jobs}.values())
+    return list({job.place: (job, expiring) for job, expiring in jobs}.values())
 
 
 def _able(rows: list[db.Row], asked: Order) -> list[db.Row]:
@@ -111,8 +119,14 @@ def _able(rows: list[db.Row], asked: Order) -> list[db.Row]:
     return able
 
 
-def _job(row: db.Row, asked: Order) -> NewJob:
-    return NewJob(
+def _job(row: db.Row, asked: Order) -> tuple[NewJob, Expiring | None]:
+    urgent_at = _urgent_at(row) if asked.priority > URGENT else None
+    late = urgent_at is not None and urgent_at <= db.now()
+    held, overrides = Held(opens_at=None, window_at=None), False
+    expiring = replaced_by_order(row["version_id"], row["not_after"], row["expires_at"])
+    if asked.automatic and asked.type is JobType.RENEWAL:
+        held, overrides = timed(asked.type, row["maintenance_windows"], expiring, db.now())
+    job = NewJob(
         type=asked.type,
         place=order_place(row["id"], row["agent_id"]),
         status=JobState.AWAITING_APPROVAL if row["approval"] else JobState.PENDING,
@@ -120,26 +134,63 @@ def _job(row: db.Row, asked: Order) -> NewJob:
         agent_id=row["agent_id"],
         issuer_id=row["issuer_id"],
         lane=lane_of_issuer(row["issuer_id"]),
-        priority=asked.priority,
+        priority=URGENT if late else asked.priority,
+        urgent_at=None if late else urgent_at,
         max_attempts=max(1, row["max_retries"]),
-        request={**asked.request, "force": asked.force},
+        request={**asked.request, "force": asked.force} | ({"automatic": True} if asked.automatic else {}),
+        **held,
     )
+    return job, expiring if overrides else None
+
+
+def _urgent_at(row: db.Row) -> datetime | None:
+    """When a renewal has become so late that people are warned; warnings from before it is due do not count."""
+    start, end = row["not_before"], row["not_after"]
+    if end is None:
+        return None
+    due_at = renew_due_at(start, end, window_days=row["renewal_window_days"])
+    warnings = (alert_at(start, end, days) for days in json.loads(row["alert_thresholds_days"]))
+    return min((moment for moment in warnings if moment > due_at), default=end)
 
 
 def _needs(row: db.Row, asked: Order) -> bool:
     if asked.due_at is None or row["not_after"] is None:
         return True
-    due_at = renew_due_at(row["not_before"], row["not_after"], window_days=row["renewal_window_days"])
-    return due_at <= asked.due_at
+    life, window_days = (row["not_before"], row["not_after"]), row["renewal_window_days"]
+    return renew_due_at(*life, window_days=window_days, spread=spread_of(row["id"])) <= asked.due_at
 
 
 async def _send_on(jobs: Sequence[NewJob], asked: Order, actor: Actor) -> None:
     if asked.csr_pem:
         await give_csr([job.id for job in jobs], asked.csr_pem, asked.csr_sha256)
         return
-    waiting = [job for job in jobs if job.status is JobState.PENDING]
-    await await_csr([job.id for job in waiting if job.agent_id], actor)
-    homeless = [job.id for job in waiting if not job.agent_id]
+    offered = [
+        {"id": job.id, "agent_id": job.agent_id, "certificate_id": job.certificate_id}
+        for job in jobs
+        if job.status is JobState.AWAITING_CSR
+    ]
+    await _taken_on(offered, actor)
+    await ask_for_csr(((job.id, job.agent_id) for job in jobs if _begins(job)), actor)
+
+
+def _begins(job: NewJob) -> bool:
+    """Whether it waits for nothing but a CSR."""
+    now = db.now()
+    return job.status is JobState.PENDING and (job.opens_at or now) <= now
+
+
+def _offered(job: NewJob, asked: Order) -> NewJob:
+    """The same job, on offer from the beginning if an agent is to answer it now: one write instead of two."""
+    if asked.csr_pem or not job.agent_id or not _begins(job):
+        return job
+    return replace(job, status=JobState.AWAITING_CSR, offered=True)
+
+
+async def ask_for_csr(jobs: Iterable[tuple[str, str | None]], actor: Actor) -> None:
+    """Send orders, each with its agent, on their way: to that agent, or to wait for one where there is none."""
+    agents = dict(jobs)
+    await await_csr([id for id, agent_id in agents.items() if agent_id], actor)
+    homeless = [id for id, agent_id in agents.items() if not agent_id]
     await await_csr(homeless, actor, last_error=HOMELESS)
 
 
@@ -150,8 +201,13 @@ async def await_csr(ids: Sequence[str], actor: Actor, **facts: Any) -> None:
     now = db.now()
     facts |= {"offer_at": now, "scheduled_at": now}
     moved = await move(Job.id.is_in(list(ids)), JobState.PENDING, JobState.AWAITING_CSR, actor=actor, **facts)
-    await _take_kept(moved, actor)
-    for agent_id in {row["agent_id"] for row in moved if row["agent_id"]}:
+    await _taken_on(moved, actor)
+
+
+async def _taken_on(jobs: Sequence[db.Row], actor: Actor) -> None:
+    """Let agents know of orders that begin to wait for their CSRs."""
+    await _take_kept(jobs, actor)
+    for agent_id in {job["agent_id"] for job in jobs if job["agent_id"]}:
         bell.ring_agent(agent_id)
 
 
@@ -164,13 +220,15 @@ async def give_csr(ids: Sequence[str], csr_pem: str, csr_sha256: str) -> list[st
 
 
 async def approved(id: str, actor: Actor) -> None:
-    """Send an order on that a person has just approved: to its agent, or to a worker if its CSR is there."""
+    """Send an order on that a person has just approved: to its agent in time, or to a worker if its CSR is there."""
     [row] = await db.fetch(APPROVED, id)
     if row["csr_sha256"]:
         await db.fetch(DUE, id)
         bell.ring(row["lane"])
+    elif is_early(row):
+        await until_open([row])
     else:
-        await await_csr([id], actor, **({} if row["agent_id"] else {"last_error": HOMELESS}))
+        await ask_for_csr([(id, row["agent_id"])], actor)
 
 
 async def _take_kept(moved: Sequence[db.Row], actor: Actor) -> None:

@@ -12,7 +12,8 @@ from certctl_server.certificates.orders import Order, order
 from certctl_server.certificates.status import flip, postpone, settle
 from certctl_server.leader import Leadership
 
-BATCH = 1000
+BATCH = 10_000
+"""In one transaction, by some twenty statements."""
 DUE = db.Sql(
     """
     SELECT id, (version_id IS NOT NULL OR was_active) AS issued FROM certificate
@@ -29,15 +30,18 @@ async def scan(leadership: Leadership) -> datetime | None:
         async with leadership.leading():
             now = db.now()
             rows = await db.fetch(DUE, now, BATCH)
-            ids = [row["id"] for row in rows]
+            left = {row["id"] for row in rows}
             for type_, issued in ((JobType.RENEWAL, True), (JobType.ISSUANCE, False)):
-                some = [row["id"] for row in rows if bool(row["issued"]) == issued]
-                await order(some, Order(type=type_, due_at=now), SYSTEM)
-            # What got no job, because one is open, is due no more: status.settle says so.
-            await settle(ids)
-            await postpone(ids, now)
-        if len(rows) < BATCH:
-            return await db.moment(NEXT)
+                if some := [row["id"] for row in rows if bool(row["issued"]) == issued]:
+                    made = await order(some, Order(type=type_, due_at=now, automatic=True), SYSTEM)
+                    left -= {job.certificate_id for job in made}
+            if left:
+                # What got no job, because one is open, is due no more: status.settle says so.
+                await settle(left)
+                await postpone(left, now)
+        due = await db.moment(NEXT)
+        if len(rows) < BATCH or due is None or due > now:
+            return due
 
 
 async def flips(leadership: Leadership) -> datetime | None:

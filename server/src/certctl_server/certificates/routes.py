@@ -175,10 +175,15 @@ VERSIONS = listed(CertificateVersion, show_version, (*VERSION_FIELDS, *VERSION_O
 TARGETS_LIST = listing(TARGETS, {})
 THERE = db.Sql(
     """
-    SELECT m.target_id, m.last_job_id, m.last_deployed_at, m.served_fingerprint, j.status AS last_status
-    FROM certificate_target m LEFT JOIN job j ON j.id = m.last_job_id WHERE m.certificate_id = $1
+    SELECT m.target_id, m.last_job_id, m.last_deployed_at, m.served_fingerprint, j.status AS last_status, m.state,
+        h.wave, r.status AS rollout, r.waves, r.reason, (h.target_id IS NOT NULL) AS rolled
+    FROM certificate_target m LEFT JOIN job j ON j.id = m.last_job_id
+        LEFT JOIN rollout r ON r.certificate_id = m.certificate_id
+        LEFT JOIN rollout_target h ON h.certificate_id = m.certificate_id AND h.target_id = m.target_id
+    WHERE m.certificate_id = $1
     """
 )
+LAST = ("last_job_id", "last_deployed_at", "served_fingerprint", "last_status")
 MAPPED = "item.id IN (SELECT target_id FROM certificate_target WHERE certificate_id = {})"
 
 
@@ -235,13 +240,22 @@ async def versions(id: FromPath[str], request: Req) -> Response[bytes]:
     return await list_response(request, VERSIONS, where=Where("item.certificate_id = {}", (id,)))
 
 
+def _there(row: Row) -> Row:
+    """What is on a target, and how far the rollout is that it is part of."""
+    found: Row = {"deployment_state": row["state"]}
+    found |= {name: row[name] for name in LAST if row[name]}
+    if row["rolled"]:
+        wave = None if row["wave"] is None else row["wave"] + 1
+        found["rollout"] = {"status": row["rollout"], "held": wave is None, "waves": msgspec.Raw(row["waves"].encode())}
+        found["rollout"] |= {name: each for name, each in {"wave": wave, "reason": row["reason"]}.items() if each}
+    return found
+
+
 @get(BASE + "/{id:str}/deployments", opt={"roles": READ, "query": LISTED})
 async def deployments(id: FromPath[str], request: Req, ctx: Ctx) -> Response[bytes]:
     """List the targets of a certificate, with what is there."""
     await one(Certificate, id, request.user, "Certificate")
-    there = {
-        row.pop("target_id"): {name: each for name, each in row.items() if each} for row in await db.fetch(THERE, id)
-    }
+    there = {row["target_id"]: _there(row) for row in await db.fetch(THERE, id)}
     spec = replace(TARGETS_LIST, show=lambda row: TARGETS.show(row, ctx.plugins) | there[row["id"]])
     return await list_response(request, spec, where=Where(MAPPED, (id,)))
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from certctl_core.certificate import (
@@ -25,11 +25,12 @@ from certctl_core.certificate import (
     deployment_state,
     status_at,
 )
-from certctl_core.renewal import renew_due_at
+from certctl_core.renewal import renew_due_at, spread_of
 from piccolo.custom_types import Combinable
 
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Actor, Event, record
+from certctl_server.certificates.warning import born, untold
 from certctl_server.jobs import bell
 from certctl_server.jobs.tables import Job
 
@@ -37,13 +38,13 @@ TRIES = 3
 AGAIN = timedelta(hours=24)
 """After an order has failed for good, a fresh one follows at this pace while the certificate is due."""
 AGAIN_LOOK = timedelta(hours=1)
-TYPICAL_LIFE = timedelta(days=90)
 FLIPS = 2000
 
 FACTS = db.Sql(
     """
     SELECT c.id, c.status, c.decided, c.archived_at, c.revoked_at, c.version_id, c.was_active, c.not_before,
-        c.expires_at, c.issued_at, p.auto_renew, p.renewal_window_days, i.enabled AS issuer_enabled,
+        c.expires_at, c.issued_at, c.alerted, p.auto_renew, p.renewal_window_days, p.alert_thresholds_days,
+        i.enabled AS issuer_enabled,
         (SELECT count(*) FROM job o WHERE o.certificate_id = c.id AND o.type IN ('Issuance', 'Renewal')
             AND o.place IS NOT NULL) AS open_orders
     FROM certificate c JOIN renewal_policy p ON p.id = c.renewal_policy_id JOIN issuer i ON i.id = c.issuer_id
@@ -84,7 +85,7 @@ LIVES = db.Sql(
 )
 MAPPED = db.Sql(
     """
-    SELECT m.certificate_id, m.state, m.failures, m.not_before, m.not_after
+    SELECT m.certificate_id, m.state, m.failures, m.version_id, m.not_before, m.not_after
     FROM certificate_target m JOIN target t ON t.id = m.target_id
     WHERE m.certificate_id IN ({ids:$1}) AND t.enabled
     """
@@ -97,6 +98,7 @@ WRITE = db.update_rows(
         "decided": "text",
         "flip_at": "timestamptz",
         "renew_due_at": "timestamptz",
+        "alert_due_at": "timestamptz",
         "deployment_state": "text",
         "was_active": "boolean",
         "updated_at": "timestamptz",
@@ -104,7 +106,9 @@ WRITE = db.update_rows(
 )
 HOLD = db.Sql("SELECT id FROM certificate WHERE id IN ({ids:$1}) ORDER BY id FOR NO KEY UPDATE")
 SOON = timedelta(hours=1)
-"""The renewal loop looks at least this often by itself; what is due sooner wakes it."""
+"""The loops look at least this often by themselves; what is due sooner wakes them."""
+DUE = {"renew_due_at": "renewal", "alert_due_at": "notifications"}
+"""Due moments, and the loop that each wakes."""
 CHUNK = 2000
 REFERRING = {
     column: db.Sql(f"SELECT id FROM certificate WHERE {column} = $1 AND id > $2 ORDER BY id LIMIT $3")  # noqa: S608  # ours
@@ -132,7 +136,7 @@ async def settle(ids: Iterable[str], *, now: datetime | None = None, actor: Acto
     Raises:
         IllegalTransition: the facts ask for a move that no event may make; a bug, and nothing is written.
     """
-    now, ids = now or datetime.now(UTC), sorted(set(ids))
+    now, ids = now or db.now(), sorted(set(ids))
     if not ids:
         return
     wanted = json.dumps(ids)
@@ -149,8 +153,9 @@ async def settle(ids: Iterable[str], *, now: datetime | None = None, actor: Acto
             around[row["certificate_id"]].lives.append(row)
         settled = [derived(row, around[row["id"]], now) for row in facts]
         await db.fetch(WRITE, json.dumps(settled, default=str))
-        if any(each["renew_due_at"] and each["renew_due_at"] - now < SOON for each in settled):
-            bell.poke("renewal")
+        for column, loop in DUE.items():
+            if any(each[column] and each[column] - now < SOON for each in settled):
+                bell.poke(loop)
         await record(_told(old, new, actor) for old, new in zip(facts, settled, strict=True) if _moved(old, new))
 
 
@@ -188,6 +193,7 @@ def derived(row: db.Row, around: Around, now: datetime) -> dict[str, Any]:
         "decided": became,
         "flip_at": flip_at,
         "renew_due_at": _due(row, order, around, now),
+        "alert_due_at": _alert_due(row, mapped),
         "deployment_state": where,
         # What was revoked is past its first issue as well: what follows is a renewal.
         "was_active": row["was_active"] or became in AGEING or became is Status.REVOKED,
@@ -205,13 +211,7 @@ def _oldest(row: db.Row, mapped: list[db.Row]) -> tuple[datetime | None, datetim
     deployed = [(each["not_before"], each["not_after"]) for each in mapped if each["not_after"] is not None]
     if deployed:
         return min(deployed, key=lambda life: life[1])
-    return _start(row), row["expires_at"]
-
-
-def _start(row: db.Row) -> datetime | None:
-    """When the certificate's life began; of one that was made elsewhere perhaps only its end is known."""
-    known: datetime | None = row["not_before"]
-    return known if known is not None or row["expires_at"] is None else row["expires_at"] - TYPICAL_LIFE
+    return born(row), row["expires_at"]
 
 
 def _due(row: db.Row, order: Order, around: Around, now: datetime) -> datetime | None:
@@ -219,23 +219,31 @@ def _due(row: db.Row, order: Order, around: Around, now: datetime) -> datetime |
     barred = not row["auto_renew"] or not row["issuer_enabled"] or row["archived_at"] or row["revoked_at"]
     if barred or order is Order.OPEN:
         return None
-    window_days = row["renewal_window_days"]
-    moments = [_again(each, window_days, now) for each in around.failed]
+    window_days, spread = row["renewal_window_days"], spread_of(row["id"])
+    moments = [_again(each, window_days, spread, now) for each in around.failed]
     failed = {each["version_id"] for each in around.failed}
     lives = [(each["not_before"], each["not_after"]) for each in around.lives if each["id"] not in failed]
     if row["version_id"] is None and row["expires_at"] is not None:
-        lives.append((_start(row), row["expires_at"]))
-    moments += [renew_due_at(start, end, window_days=window_days) for start, end in lives]
+        lives.append((born(row), row["expires_at"]))
+    moments += [renew_due_at(start, end, window_days=window_days, spread=spread) for start, end in lives]
     return min(moments, default=None)
 
 
-def _again(failed: db.Row, window_days: int, now: datetime) -> datetime:
+def _alert_due(row: db.Row, mapped: list[db.Row]) -> datetime | None:
+    """When people are to be told next that it expires, whether or not it is renewed by itself."""
+    if row["archived_at"] or row["revoked_at"]:
+        return None
+    return min((alert.at for alert in untold(row, mapped)), default=None)
+
+
+def _again(failed: db.Row, window_days: int, spread: float, now: datetime) -> datetime:
     """When a fresh order follows one that failed for good: after a day, and not before what its agent has is due."""
     # A clock that was ahead for a moment must not put it off for as long.
     fresh: datetime = min(failed["completed_at"], now) + AGAIN
     if failed["not_after"] is None:
         return fresh
-    return max(fresh, renew_due_at(failed["not_before"], failed["not_after"], window_days=window_days))
+    due_at = renew_due_at(failed["not_before"], failed["not_after"], window_days=window_days, spread=spread)
+    return max(fresh, due_at)
 
 
 def _moved(old: db.Row, new: dict[str, Any]) -> bool:
@@ -259,9 +267,15 @@ async def flip(now: datetime) -> int:
     return len(ids)
 
 
-async def settle_referring(column: str, id: str, *, actor: Actor = SYSTEM) -> None:
-    """Settle every certificate whose ``column`` (``issuer_id``, ``renewal_policy_id``) refers to a row that changed."""
+async def referring(column: str, id: str) -> AsyncIterator[list[str]]:
+    """Yield the certificates whose ``column`` (``issuer_id``, ``renewal_policy_id``) refers to a row, in chunks."""
     last = ""
     while rows := await db.fetch(REFERRING[column], id, last, CHUNK):
         last = rows[-1]["id"]
-        await settle([row["id"] for row in rows], actor=actor)
+        yield [row["id"] for row in rows]
+
+
+async def settle_referring(column: str, id: str, *, actor: Actor = SYSTEM) -> None:
+    """Settle every certificate whose ``column`` refers to a row that changed."""
+    async for ids in referring(column, id):
+        await settle(ids, actor=actor)

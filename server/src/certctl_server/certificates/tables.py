@@ -13,7 +13,11 @@ KEEP = OnDelete.restrict
 
 
 class Certificate(Resource):
-    """What is to be served under some names. ``status`` and ``flip_at`` are written by ``status.settle`` alone."""
+    """What is to be served under some names.
+
+    ``status`` and the moments beside it are written by ``status.settle`` alone. ``alerted`` is JSON: by life, the
+    lowest threshold that people were told of.
+    """
 
     common_name = Varchar(length=255, default="")
     sans = Text(default="[]")
@@ -28,6 +32,8 @@ class Certificate(Resource):
     decided = Varchar(length=20)
     flip_at = Timestamptz(null=True, default=None)
     renew_due_at = Timestamptz(null=True, default=None)
+    alert_due_at = Timestamptz(null=True, default=None)
+    alerted = Text(default="{}")
     was_active = Boolean(default=False)
     version_id = Varchar(length=128, null=True, default=None)
     expires_at = Timestamptz(null=True, default=None)
@@ -107,3 +113,28 @@ class BlockedKey(Table):
     public_key_sha256 = Varchar(length=64, primary_key=True)
     reason = Text(default="")
     created_at = Timestamptz()
+
+
+class Rollout(Table):
+    """How the newest versions of a certificate spread over its targets; its plan is the policy's at the start."""
+
+    certificate_id = Varchar(length=128, primary_key=True)
+    status = Varchar(length=16)
+    waves = Text()
+    soak_seconds = BigInt()
+    max_failures = BigInt()
+    wave = BigInt(default=0)
+    passed_at = Timestamptz(null=True, default=None)
+    due_at = Timestamptz(null=True, default=None)
+    reason = Text(default="")
+    started_at = Timestamptz()
+
+
+class RolloutTarget(Table):
+    """One target in a rollout, held back while ``wave`` is NULL. The real key is (certificate_id, target_id)."""
+
+    certificate_id = Varchar(length=128, primary_key=True)
+    target_id = Varchar(length=128)
+    version_id = Varchar(length=128)
+    previous_version_id = Varchar(length=128, null=True, default=None)
+    wave = BigInt(null=True, default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -23,13 +23,26 @@ from certctl_server.connectors.host import Memory, ServerHost
 from certctl_server.connectors.loop import ConnectorLoop
 from certctl_server.context import Context
 from certctl_server.sealing import place
+from certctl_server.telemetry import tracing
 
 log = logging.getLogger(__name__)
 C = TypeVar("C", bound=Connector)
+T = TypeVar("T")
 LONGEST_CALL = timedelta(minutes=10)
 """How long one call of a connector may take at most."""
-ISSUER = db.Sql("SELECT id, type, config, config_version, enabled FROM issuer WHERE id = $1")
-NOTIFIER = db.Sql("SELECT id, type, config, config_version, enabled FROM notifier WHERE id = $1")
+ISSUERS = db.Sql("SELECT id, type, config, config_version, enabled FROM issuer WHERE id IN ({ids:$1})")
+NOTIFIERS = db.Sql("SELECT id, type, config, config_version, enabled FROM notifier WHERE id IN ({ids:$1})")
+
+
+def _found_by(sql: db.Sql) -> db.Together[str, db.Row | None]:
+    async def rows(ids: list[str]) -> list[db.Row | None]:
+        found = {row["id"]: row for row in await db.fetch(sql, json.dumps(list(set(ids))))}
+        return [found.get(id) for id in ids]
+
+    return db.Together(rows)
+
+
+ROWS = {"issuer": _found_by(ISSUERS), "notifier": _found_by(NOTIFIERS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +65,12 @@ class Instances:
         self.loop = loop
         self._kept: dict[tuple[str, str], _Kept] = {}
         self._retired: dict[asyncio.Task[None], Connector] = {}
+        #: By identity, for a plugin's class may define equality as it likes.
+        self._names: dict[int, tuple[str, str]] = {}
+
+    async def call(self, connector: Connector, verb: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what ``work`` comes to, a call of ``verb`` of ``connector``; errors are those of ``loop.call``."""
+        return await tracing.call(self.loop, self._names[id(connector)], connector, verb, work)
 
     async def issuer(self, issuer_id: str) -> Issuer:
         """Return the issuer of a row.
@@ -59,25 +78,25 @@ class Instances:
         Raises:
             MisconfiguredError: it is gone, disabled, incomplete, or its connector is not installed.
         """
-        row = _enabled("issuer", await self._row("issuer", ISSUER, issuer_id))
+        row = _enabled("issuer", await self._row("issuer", issuer_id))
         return await self._of("issuer", row, self._ctx.plugins.issuers, private=True)
 
     async def own_ca(self, issuer_id: str) -> Issuer:
         """Return the issuer of the server's own certificate; unlike ``issuer`` also while it is disabled."""
-        row = await self._row("issuer", ISSUER, issuer_id)
+        row = await self._row("issuer", issuer_id)
         return await self._of("issuer", row, self._ctx.plugins.issuers, private=True)
 
     async def notifier(self, notifier_id: str) -> Notifier:
         """Return the notifier of a row; raise MisconfiguredError as ``issuer`` does."""
-        row = _enabled("notifier", await self._row("notifier", NOTIFIER, notifier_id))
+        row = _enabled("notifier", await self._row("notifier", notifier_id))
         return await self._of("notifier", row, self._ctx.plugins.notifiers, private=False)
 
     @staticmethod
-    async def _row(table: str, sql: db.Sql, row_id: str) -> db.Row:
-        rows = await db.fetch(sql, row_id)
-        if not rows:
+    async def _row(table: str, row_id: str) -> db.Row:
+        row = await ROWS[table](row_id)
+        if row is None:
             raise MisconfiguredError(f"{table} {row_id} is gone")
-        return rows[0]
+        return row
 
     async def _of(self, table: str, row: db.Row, kinds: Mapping[str, type[C]], *, private: bool) -> C:
         row_id = row["id"]
@@ -85,6 +104,7 @@ class Instances:
         if kept is None or kept.version != row["config_version"]:
             fresh = self._make(table, row, self._ctx.plugins.pick(kinds, row["type"]), private=private)
             self._kept[table, row_id] = _Kept(row["config_version"], fresh)
+            self._names[id(fresh)] = table, row_id
             if kept:
                 self._retire(kept.connector)
             return fresh
@@ -125,6 +145,7 @@ class Instances:
                 await self.loop.call(connector.aclose)
         except Exception as exc:  # a connector that cannot even close concerns nobody else
             log.warning("connector did not close", extra={"kind": connector.kind}, exc_info=exc)
+        self._names.pop(id(connector), None)
 
     async def aclose(self) -> None:
         """Close every instance."""

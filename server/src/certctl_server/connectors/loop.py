@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 from certctl_core.errors import ConnectorError
 from certctl_core.run import LeaseLost
 
+from certctl_server.telemetry.metrics import BlockWatch
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 LATE = 1.0
@@ -40,6 +42,19 @@ class _Ours(Exception):
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+async def _late(results: list[T], ended: asyncio.Event) -> T:
+    """What a call that was cancelled has come to; what a CA has just signed must not be lost."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            await ended.wait()
+    if not results:
+        raise asyncio.CancelledError
+    if task := asyncio.current_task():
+        task.uncancel()
+        task.cancel()
+    return results[0]
 
 
 class ConnectorLoop:
@@ -77,12 +92,27 @@ class ConnectorLoop:
     async def call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return what ``work`` comes to over there; cancelling the caller cancels it.
 
+        If it came to something nevertheless, that is returned, and the caller is cancelled where it waits next.
+
         Raises:
             ConnectorError: as the connector raised it, like LeaseLost and TimeoutError.
             ConnectorBug: it raised anything else.
         """
+        results: list[T] = []
+        ended = asyncio.Event()
+
+        async def there() -> T:
+            try:
+                results.append(await work())
+            finally:
+                with suppress(RuntimeError):  # the main loop is closed: nobody waits
+                    self.main.call_soon_threadsafe(ended.set)
+            return results[0]
+
         try:
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), self._loop))
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), self._loop))
+        except asyncio.CancelledError:
+            return await _late(results, ended)
         except _Ours as exc:
             raise exc.error from exc
         except (ConnectorError, LeaseLost, TimeoutError):
@@ -121,12 +151,16 @@ class ConnectorLoop:
         asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _: self._loop.stop())
 
     async def _watching(self) -> None:
+        watch = BlockWatch()
         while True:
             await asyncio.sleep(LATE / 2)
             late = time.monotonic() - self._turned
             if late < LATE:
                 self.blocked = None
-            elif self.blocked is None:
+                watch.turns()
+                continue
+            watch.late(late)
+            if self.blocked is None:
                 self.blocked = self._whereabouts()
                 log.warning("a connector blocks all others", extra={"at": self.blocked, "seconds": round(late, 1)})
 

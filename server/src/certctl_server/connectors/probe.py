@@ -41,7 +41,7 @@ async def check_connection(family: Family, ctx: Context, request: Req, row_id: s
         issuer = await instances.issuer(row_id)
         if isinstance(issuer, Checker):
             checker = issuer
-            await instances.loop.call(lambda: checker.check(run))
+            await instances.call(issuer, "check", lambda: checker.check(run))
 
     return await _test(family, ctx, request, row_id, ask)
 
@@ -65,10 +65,11 @@ async def send_test(family: Family, ctx: Context, request: Req, row_id: str) -> 
 
     async def send(instances: Instances, run: CallRun) -> None:
         notifier = await instances.notifier(row_id)
-        await instances.loop.call(lambda: notifier.send(message, run))
+        await instances.call(notifier, "send", lambda: notifier.send(message, run))
         if isinstance(notifier, Resolver):
             resolver = notifier
-            await instances.loop.call(lambda: resolver.resolve(ResolveRequest(incident=message.incident), run))
+            asked = ResolveRequest(incident=message.incident)
+            await instances.call(notifier, "resolve", lambda: resolver.resolve(asked, run))
 
     await _test(family, ctx, request, row_id, send)
 

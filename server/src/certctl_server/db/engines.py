@@ -175,9 +175,8 @@ class PgEngine(PostgresEngine):
         self._connections = connections
         super().__init__(config={"dsn": url})
 
-    def get_version_sync(self) -> float:
+    async def check_version(self) -> None:
         """Spare Piccolo's own connection at construction; ``start`` says what is wrong, if anything is."""
-        return 15.0
 
     async def prep_database(self) -> None:
         """Nothing: we use no extensions."""

@@ -53,7 +53,12 @@ async def migrate() -> list[str]:
     return names
 
 
-async def _refuse_newer() -> None:
+async def unknown() -> list[str]:
+    """Return the names of the steps that the open database knows and this version does not, oldest first."""
     known = {_name(step) for step in STEPS}
-    if unknown := [row["name"] for row in await fetch(APPLIED) if row["name"] not in known]:
-        raise RuntimeError(f"this database was brought up to {unknown[-1]} by a newer version: run that one")
+    return [row["name"] for row in await fetch(APPLIED) if row["name"] not in known]
+
+
+async def _refuse_newer() -> None:
+    if newer := await unknown():
+        raise RuntimeError(f"this database was brought up to {newer[-1]} by a newer version: run that one")

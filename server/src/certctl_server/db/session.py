@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 from piccolo.table import Table
 
+from certctl_server.db import clock
 from certctl_server.db.engines import LiteEngine, PgEngine
 from certctl_server.db.sql import Dialect, Sql
 
 log = logging.getLogger(__name__)
 Row: TypeAlias = dict[str, Any]
+CLOCK = Sql("SELECT {now} AS now")
+FOLLOW_SECONDS = 5.0
+_when_it_jumps: list[Callable[[], object]] = []
 _engine: LiteEngine | PgEngine | None = None
+_following: asyncio.Task[None] | None = None
 _on_commit: ContextVar[list[Callable[[], object]] | None] = ContextVar("_on_commit", default=None)
 
 _last_rows: ContextVar[dict[Sql, list[Row]] | None] = ContextVar("_last_rows", default=None)
@@ -33,7 +40,7 @@ async def connect(url: str, tables: Iterable[type[Table]], *, connections: int =
     Raises:
         ValueError: another scheme.
     """
-    global _engine  # noqa: PLW0603  # Piccolo's tables are bound per process as well
+    global _engine, _following  # noqa: PLW0603  # Piccolo's tables are bound per process as well
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
         _engine = LiteEngine(
@@ -46,11 +53,18 @@ async def connect(url: str, tables: Iterable[type[Table]], *, connections: int =
     await _engine.start()
     for table in tables:
         table._meta.db = _engine
+    await follow_clock()
+    _following = asyncio.create_task(_follow(), name="clock")
 
 
 async def close() -> None:
     """Let go of the database; nothing if it was never opened."""
-    global _engine  # noqa: PLW0603
+    global _engine, _following  # noqa: PLW0603
+    if _following is not None:
+        _following.cancel()
+        _following = None
+    _when_it_jumps.clear()
+    clock.forget()
     if _engine is not None:
         await _engine.stop()
         _engine = None
@@ -68,9 +82,31 @@ def dialect() -> Dialect:
     return "sqlite" if isinstance(engine(), LiteEngine) else "postgres"
 
 
-def now() -> datetime:
-    """Return this process's time, aware UTC; leases go by the database's own."""
-    return datetime.now(UTC)
+async def follow_clock() -> None:
+    """Set this process's time by the database's, if that has a clock of its own."""
+    if dialect() == "postgres":
+        asked = time.monotonic()
+        [row] = await fetch(CLOCK)
+        clock.follow(row["now"], asked)
+
+
+def when_clock_jumps(call: Callable[[], object]) -> None:
+    """Let ``call`` know, until the database is closed, when the clock was set to another time."""
+    _when_it_jumps.append(call)
+
+
+async def _follow() -> None:
+    jumps = clock.Jumps()
+    while True:
+        await asyncio.sleep(FOLLOW_SECONDS)
+        try:
+            await follow_clock()
+        except Exception as exc:  # it counts on by itself meanwhile
+            log.debug("the database's clock cannot be read", exc_info=exc)
+        if abs(moved := jumps.since()) > clock.A_JUMP:
+            log.warning("the clock was set", extra={"by_seconds": round(moved.total_seconds())})
+            for call in _when_it_jumps:
+                call()
 
 
 async def fetch(sql: Sql, *args: Any) -> list[Row]:
@@ -95,12 +131,17 @@ async def transaction() -> AsyncIterator[None]:
         async with engine().transaction():
             yield
             for sql, rows in last_rows.items():
-                await fetch(sql, json.dumps(rows))
+                await fetch(sql, msgspec.json.encode(rows).decode())
     finally:
         _on_commit.reset(tokens[0])
         _last_rows.reset(tokens[1])
     for call in waiting:
         call()
+
+
+def in_transaction() -> bool:
+    """Whether the calling task is inside a transaction."""
+    return _on_commit.get() is not None
 
 
 async def insert_last(sql: Sql, rows: Iterable[Row]) -> None:
@@ -110,7 +151,7 @@ async def insert_last(sql: Sql, rows: Iterable[Row]) -> None:
     """
     last_rows = _last_rows.get()
     if last_rows is None:
-        await fetch(sql, json.dumps(list(rows)))
+        await fetch(sql, msgspec.json.encode(list(rows)).decode())
     else:
         last_rows.setdefault(sql, []).extend(rows)
 

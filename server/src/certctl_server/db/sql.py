@@ -27,6 +27,8 @@ IDS = {
     "postgres": "SELECT json_array_elements_text({0}::text::json)",
     "sqlite": "SELECT value FROM json_each({0})",
 }
+#: PostgreSQL takes a list of texts for a hundred and may walk a whole table for one of them; an array it looks up.
+ONE_OF = re.compile(r"(?<!NOT )IN \(\{ids:(\$\d+)\}\)")
 #: All values of a column as one JSON array: ``{list:name}``.
 LIST = {"postgres": "coalesce(json_agg({0}), '[]')::text", "sqlite": "json_group_array({0})"}
 
@@ -51,6 +53,8 @@ class Sql:
 
 
 def _spell(text: str, dialect: Dialect) -> str:
+    if dialect == "postgres":
+        text = ONE_OF.sub(r"= ANY (ARRAY(SELECT json_array_elements_text(\1::text::json)))", text)
     for word, spelling in (("after", LATER), ("ids", IDS), ("list", LIST)):
         text = re.sub(rf"\{{{word}:([^}}]+)\}}", spelling[dialect].replace("{0}", r"\1"), text)
     return text.replace("{now}", NOW[dialect])
@@ -70,6 +74,26 @@ def insert_rows(table: str, columns: Mapping[str, str], tail: str = "") -> Sql:
     )
 
 
+def _recordset(typed: str) -> str:
+    # The limit is no limit. The planner takes a JSON array for a hundred rows, for which it walks tables of thousands;
+    # under a limit that it cannot know it reckons with ten, and seeks.
+    found = f"SELECT * FROM json_to_recordset($1::text::json) AS each ({typed}) LIMIT json_array_length($1::text::json)"
+    return f"({found}) AS row"
+
+
+def with_rows(columns: Mapping[str, str], text: str) -> Sql:
+    """Return ``text`` as a statement in which ``{row}`` stands for the objects of the JSON array ``$1``.
+
+    They are a table called ``row``; ``columns`` gives its names and types.
+    """
+    typed = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+    picked = ", ".join(f"value ->> '{name}' AS {name}" for name in columns)
+    return Sql(
+        postgres=text.replace("{row}", _recordset(typed)),
+        sqlite=text.replace("{row}", f"(SELECT {picked} FROM json_each($1)) AS row"),
+    )
+
+
 def update_rows(table: str, key: str, columns: Mapping[str, str]) -> Sql:
     """Return the statement that sets ``columns`` of the rows that objects of the JSON array ``$1`` name by ``key``."""
     typed = ", ".join(f"{name} {kind}" for name, kind in {key: "text", **columns}.items())
@@ -77,6 +101,6 @@ def update_rows(table: str, key: str, columns: Mapping[str, str]) -> Sql:
     picked = ", ".join(f"{name} = row.value ->> '{name}'" for name in columns)
     where = f"WHERE {table}.{key} ="
     return Sql(
-        postgres=f"UPDATE {table} SET {new} FROM json_to_recordset($1::text::json) AS row ({typed}) {where} row.{key}",
+        postgres=f"UPDATE {table} SET {new} FROM {_recordset(typed)} {where} row.{key}",
         sqlite=f"UPDATE {table} SET {picked} FROM json_each($1) AS row {where} row.value ->> '{key}'",
     )

@@ -10,10 +10,10 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import asyncpg
 
+from certctl_server import db
 from certctl_server.audit.record import Event, record
 from certctl_server.db.engines import UNREACHABLE
 
@@ -75,7 +75,7 @@ class CallLog:
 
     def _close_minute(self, *, early: bool = False) -> None:
         """Hand the counts of a minute that is over on; while the database takes nothing, they grow on instead."""
-        minute = datetime.now(UTC).isoformat()[:16]
+        minute = db.now().isoformat()[:16]
         if minute == self._minute and not early:
             return
         self._minute = minute
@@ -84,7 +84,7 @@ class CallLog:
             self._counted = {}
 
     def _is_repeated(self, event: Event) -> bool:
-        hour = datetime.now(UTC).isoformat()[:13]
+        hour = db.now().isoformat()[:13]
         key = (event.actor.name, event.resource_id, hour)
         if key in self._polled:
             return True

@@ -27,6 +27,7 @@ from certctl_server.http.calls import POLLS, UNRECORDED, CallLog
 from certctl_server.http.client_address import client_address
 from certctl_server.http.cross_origin import CrossOrigin
 from certctl_server.http.health import HEALTH
+from certctl_server.telemetry.requests import answered, serving
 
 log = logging.getLogger("certctl_server.access")
 API = ("/api", "/health", "/ready", "/.well-known/est", "/.well-known/pki")
@@ -94,12 +95,15 @@ class Front:
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._terms)
-        try:
-            await self._route(scope, exchange)
-        except Refused as refused:
-            await exchange.refuse(refused)
-        finally:
-            self._note(scope, exchange)
+        with serving(scope) as span:
+            try:
+                await self._route(scope, exchange)
+            except Refused as refused:
+                await exchange.refuse(refused)
+            finally:
+                seconds = time.perf_counter() - exchange.started
+                answered(span, scope, exchange.method, exchange.status, seconds)
+                self._note(scope, exchange, seconds)
 
     async def _route(self, scope: HTTPScope, exchange: Exchange) -> None:
         path = scope["path"]
@@ -116,7 +120,7 @@ class Front:
             if scope["method"] != "GET":
                 headers = {"Allow": "GET, HEAD, OPTIONS"}
                 raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{scope['method']} is not possible here", headers=headers)
-            await exchange.answer(HTTPStatus.OK, await health(), {"Content-Type": "application/json"})
+            await exchange.answer(HTTPStatus.OK, await health(self._ctx), {"Content-Type": "application/json"})
             return
         app = self._app(path)
         exchange.free = app is not self._apps.api
@@ -128,8 +132,8 @@ class Front:
                 return app
         return self._apps.pages if self._apps.pages and not is_api(path) else self._apps.api
 
-    def _note(self, scope: HTTPScope, exchange: Exchange) -> None:
-        milliseconds = round((time.perf_counter() - exchange.started) * 1000, 3)
+    def _note(self, scope: HTTPScope, exchange: Exchange, seconds: float) -> None:
+        milliseconds = round(seconds * 1000, 3)
         principal: Principal = scope.get("user") or NOBODY
         path, id = _storable(exchange.path), request_id(scope)
         log.info(

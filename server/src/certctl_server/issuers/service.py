@@ -17,20 +17,22 @@ from certctl_server.connectors.service import Change, Family, Given
 from certctl_server.errors import conflict
 from certctl_server.files import is_ours
 from certctl_server.issuers.tables import Issuer
+from certctl_server.jobs import lanes
 from certctl_server.jobs.create import lane_of_issuer
 
 CONCURRENCY = 25
 RESERVED = frozenset({"iss-local"})
 """The server's own certificate comes from it."""
 LIMIT = db.Sql(
-    "INSERT INTO lane (name, concurrency) VALUES ($1, $2)"
-    " ON CONFLICT (name) DO UPDATE SET concurrency = excluded.concurrency"
+    "INSERT INTO lane (name, concurrency, rates) VALUES ($1, $2, $3)"
+    " ON CONFLICT (name) DO UPDATE SET concurrency = excluded.concurrency, rates = excluded.rates, room_at = NULL"
 )
 DROP_LANE = db.Sql("DELETE FROM lane WHERE name = $1")
+DROP_BUDGET = db.Sql("DELETE FROM budget WHERE lane = $1")
 FORGET = db.Sql("DELETE FROM connector_memory WHERE connector_id = $1")
 USED = db.Sql("SELECT 1 AS used FROM certificate WHERE issuer_id = $1 LIMIT 1")
-STATUS = """CASE WHEN item.status = 'ready' AND EXISTS (SELECT 1 FROM lane
-    WHERE lane.name = 'issuer:' || item.id AND lane.circuit_until > {now}) THEN 'failing' ELSE item.status END"""
+STATUS = f"""CASE WHEN item.status = 'ready' AND EXISTS (SELECT 1 FROM lane
+    WHERE lane.name = 'issuer:' || item.id AND {lanes.FAILING}) THEN 'failing' ELSE item.status END"""  # noqa: S608  # ours
 
 
 class Rate(msgspec.Struct):
@@ -82,10 +84,17 @@ async def _written(change: Change) -> None:
     if change.changed("type") and await db.fetch(USED, change.id):
         raise conflict("The type of an issuer in use stays as it is")
     limits = json.loads(change.after["limits"]) if change.after["limits"] else {}
-    if change.before is None or change.changed("limits"):
-        await db.fetch(LIMIT, lane_of_issuer(change.id), limits.get("max_concurrent", CONCURRENCY))
     if change.changed("enabled"):
         await settle_referring("issuer_id", change.id, actor=change.actor)
+    lane = lane_of_issuer(change.id)
+    # Jobs before their lane: who ends one locks in this order as well.
+    if change.changed("limits"):
+        await lanes.relax(lane)
+    if change.before is None or change.changed("limits"):
+        most, rates = limits.get("max_concurrent", CONCURRENCY), limits.get("rates", [])
+        await db.fetch(LIMIT, lane, most, json.dumps(rates))
+    if change.changed("config", "type", "enabled"):
+        await lanes.reset(lane)
 
 
 async def _removing(change: Change) -> None:
@@ -96,6 +105,7 @@ async def _removing(change: Change) -> None:
     # With it goes the key of a CA of ours: nothing it signed is left.
     await db.fetch(FORGET, f"issuer:{change.id}")
     await db.fetch(DROP_LANE, lane_of_issuer(change.id))
+    await db.fetch(DROP_BUDGET, lane_of_issuer(change.id))
 
 
 ISSUERS = Family(

@@ -6,22 +6,24 @@ Step 1 of the main flow (docs/main-flow.md).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from certctl_core.job import ORDERS, JobState, JobType
+from certctl_sdk import tracing
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, record
 from certctl_server.ids import new_id
-from certctl_server.jobs.state import NORMAL
+from certctl_server.jobs.priorities import NORMAL
 
 COLUMNS = {
     "id": "text", "type": "text", "certificate_id": "text", "target_id": "text", "agent_id": "text",
     "issuer_id": "text", "version_id": "text", "lane": "text", "status": "text", "place": "text",
-    "priority": "bigint", "due_at": "timestamptz", "offer_at": "timestamptz", "max_attempts": "bigint",
+    "priority": "bigint", "urgency": "bigint", "urgent_at": "timestamptz", "due_at": "timestamptz",
+    "offer_at": "timestamptz", "opens_at": "timestamptz", "window_at": "timestamptz", "max_attempts": "bigint",
     "requested_by": "text", "request": "text", "traceparent": "text", "scheduled_at": "timestamptz",
     "created_at": "timestamptz",
 }  # fmt: skip
@@ -44,14 +46,21 @@ class NewJob:
     version_id: str | None = None
     lane: str = ""
     priority: int = NORMAL
+    urgent_at: datetime | None = None
+    """From when on it is urgent, whatever its priority is now."""
     due: bool = False
     """A worker may claim it at once."""
     offered: bool = False
     """Its agent may have it, at once or ``offered_after`` some time."""
     offered_after: timedelta = timedelta()
+    opens_at: datetime | None = None
+    """When the maintenance window begins that it waits for, or that is open; None: no window holds it."""
+    window_at: datetime | None = None
+    """When its windows are to be looked at again."""
     max_attempts: int = 3
     request: Mapping[str, Any] = field(default_factory=dict)
     traceparent: str = ""
+    """What it belongs to; empty: what is being done now."""
     id: str = field(default_factory=lambda: new_id("job"))
 
 
@@ -59,25 +68,32 @@ async def create(jobs: Sequence[NewJob], actor: Actor) -> list[NewJob]:
     """Store ``jobs`` with their audit rows; return those whose place was free."""
     if not jobs:
         return []
-    now = datetime.now(UTC)
+    now = db.now()
     rows = [{**{name: getattr(job, name, None) for name in COLUMNS}, **_derived(job, actor, now)} for job in jobs]
     async with db.transaction():
         if lanes := sorted({job.lane for job in jobs if job.lane}):
             await db.fetch(LANES, json.dumps([{"name": lane} for lane in lanes]))
         made = {row["id"] for row in await db.fetch(INSERT, json.dumps(rows))}
         new = [job for job in jobs if job.id in made]
-        await record(_event(job, actor) for job in new)
+        await record(event for job in new for event in _events(job, actor))
     return new
 
 
 def _derived(job: NewJob, actor: Actor, at: datetime) -> dict[str, Any]:
-    now = _text(at)
+    now, opens_at = _text(at), max(job.opens_at or at, at)
     return {
+        "urgency": job.priority,
+        "urgent_at": _text(job.urgent_at) if job.urgent_at else None,
         "due_at": now if job.due else None,
-        "offer_at": _text(at + job.offered_after) if job.offered else None,
+        "offer_at": _text(max(at + job.offered_after, opens_at)) if job.offered else None,
+        "opens_at": _text(job.opens_at) if job.opens_at else None,
+        "window_at": _text(job.window_at) if job.window_at else None,
         "requested_by": actor.name,
         "request": json.dumps(job.request),
-        "scheduled_at": now,
+        "traceparent": job.traceparent
+        or tracing.origin(f"create {job.type}", {"certctl.job.id": job.id, "certctl.job.type": job.type.value}),
+        # What waits for a person is counted from now on.
+        "scheduled_at": _text(opens_at) if job.status is JobState.PENDING else now,
         "created_at": now,
     }
 
@@ -86,12 +102,15 @@ def _text(moment: datetime) -> str:
     return moment.isoformat(sep=" ", timespec="microseconds")
 
 
-def _event(job: NewJob, actor: Actor) -> Event:
+def _events(job: NewJob, actor: Actor) -> Iterator[Event]:
     action = {JobType.DEPLOYMENT: "deployment_jobs_created"} | dict.fromkeys(ORDERS, "renewal_job_created")
     told = {"type": job.type, "certificate_id": job.certificate_id or ""}
     if job.target_id:
         told["target_id"] = job.target_id
-    return Event(actor, action.get(job.type, "job_created"), "job", job.id, told)
+    yield Event(actor, action.get(job.type, "job_created"), "job", job.id, told)
+    if job.status is JobState.AWAITING_CSR:
+        moved = {**told, "from": JobState.PENDING, "to": job.status}
+        yield Event(actor, "renewal_awaiting_csr", "job", job.id, moved)
 
 
 def lane_of_issuer(issuer_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from certctl_core.csr import CheckedCsr
@@ -9,21 +10,29 @@ from certctl_core.run import LeaseLost
 
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Event, record
-from certctl_server.jobs.state import Claimed
+from certctl_server.jobs.state import Claimed, lost
 
+RESTORED = "the database was restored: the order may have been placed after the backup was made"
+"""Why an intent stands open that nobody here began (docs/decisions/013-restore-epoch.md)."""
 LAST = db.Sql(
     """
-    SELECT number, status, csr_sha256, reference, created_at FROM intent WHERE job_id = $1 ORDER BY number DESC LIMIT 1
+    SELECT job_id, status, reason, csr_sha256, reference, created_at FROM intent
+    WHERE job_id IN ({ids:$1}) AND number = (SELECT max(i.number) FROM intent i WHERE i.job_id = intent.job_id)
     """
 )
-OPEN = db.Sql(
+OPEN = db.with_rows(
+    {
+        "job": "text",
+        "fence": "bigint",
+        **dict.fromkeys(("issuer_id", "certificate_id", "csr_sha256", "public_key_sha256", "reason"), "text"),
+    },
     """
     INSERT INTO intent (
         job_id, number, issuer_id, certificate_id, csr_sha256, public_key_sha256, status, reason, created_at)
-    SELECT job.id, (SELECT coalesce(max(number), 0) + 1 FROM intent WHERE job_id = $1),
-        $3, $4, $5, $6, 'open', $7, {now}
-    FROM job WHERE job.id = $1 AND job.fence = $2 AND job.status = 'Running' RETURNING number
-    """
+    SELECT job.id, (SELECT coalesce(max(number), 0) + 1 FROM intent WHERE job_id = job.id),
+        row.issuer_id, row.certificate_id, row.csr_sha256, row.public_key_sha256, 'open', row.reason, {now}
+    FROM {row} JOIN job ON job.id = row.job WHERE job.fence = row.fence AND job.status = 'Running' RETURNING job_id
+    """,
 )
 CLOSE = db.Sql(
     """
@@ -35,7 +44,15 @@ CLOSE = db.Sql(
 
 async def last(job: Claimed) -> db.Row | None:
     """Return the newest intent of a job; None if nothing was ever about to be signed for it."""
-    return next(iter(await db.fetch(LAST, job.id)), None)
+    return await _last(job.id)
+
+
+async def _newest(ids: list[str]) -> list[db.Row | None]:
+    found = {row["job_id"]: row for row in await db.fetch(LAST, json.dumps(ids))}
+    return [found.get(id) for id in ids]
+
+
+_last = db.Together(_newest)
 
 
 async def begin(job: Claimed, csr: CheckedCsr, reason: str = "") -> None:
@@ -45,12 +62,22 @@ async def begin(job: Claimed, csr: CheckedCsr, reason: str = "") -> None:
         LeaseLost: another owner has the job.
     """
     told: dict[str, Any] = {"issuer_id": job.issuer_id, "csr_sha256": csr.sha256}
+    facts = {"certificate_id": job.certificate_id, "public_key_sha256": csr.public_key_sha256, "reason": reason}
+    opening = job, {"job": job.id, "fence": job.fence, **facts, **told}
+    if not reason:
+        await _open(opening)
+        return
     async with db.transaction():
-        args = (job.issuer_id, job.certificate_id, csr.sha256, csr.public_key_sha256, reason)
-        if not await db.fetch(OPEN, job.id, job.fence, *args):
-            raise LeaseLost(f"job {job.id} is not ours any more")
-        if reason:
-            await record([Event(SYSTEM, "order_repeated", "job", job.id, {**told, "reason": reason})])
+        await _open(opening)
+        await record([Event(SYSTEM, "order_repeated", "job", job.id, {**told, "reason": reason})])
+
+
+async def _open_all(asked: list[tuple[Claimed, dict[str, Any]]]) -> list[LeaseLost | None]:
+    opened = {row["job_id"] for row in await db.fetch(OPEN, json.dumps([row for _, row in asked]))}
+    return [None if job.id in opened else lost(job) for job, _ in asked]
+
+
+_open = db.Together(_open_all, apart=True)
 
 
 async def close(job: Claimed, status: str, reason: str = "") -> None:

@@ -32,6 +32,7 @@ from certctl_core.run import LeaseLost, Run
 from certctl_server import db
 from certctl_server.certificates.versions import store
 from certctl_server.connectors.instances import Instances
+from certctl_server.db.lite import whole
 from certctl_server.jobs import intents
 from certctl_server.jobs.state import Claimed, end
 from certctl_server.rules.profiles import of_row
@@ -41,24 +42,26 @@ PENDING = "$pending"
 """Where a pending order's reference is kept in the job's saved state, beside what the connector saved."""
 ORDER = db.Sql(
     """
-    SELECT c.common_name, c.sans, c.archived_at, c.revoked_at, v.pem_chain AS previous, f.id AS profile_id,
+    SELECT c.id, c.common_name, c.sans, c.archived_at, c.revoked_at, v.pem_chain AS previous, f.id AS profile_id,
         f.name, f.allowed_key_algorithms, f.max_ttl_seconds, f.allowed_ekus, f.required_san_patterns,
         f.spiffe_uri_pattern,
         f.allow_short_lived, f.no_rev_avail, f.include_common_name, f.requires_approval
     FROM certificate c LEFT JOIN certificate_profile f ON f.id = c.certificate_profile_id
         LEFT JOIN certificate_version v ON v.id = c.version_id
-    WHERE c.id = $1
+    WHERE c.id IN ({ids:$1})
     """
 )
-KEY_IN_USE = db.Sql(
+KEY_IN_USE = db.with_rows(
+    {"key": "text", "certificate_id": "text"},
     """
-    SELECT 'a key that was compromised' AS why FROM blocked_key WHERE public_key_sha256 = $1
-    UNION ALL SELECT CASE WHEN v.certificate_id <> $2 THEN 'the key of another certificate'
+    SELECT row.key, row.certificate_id, 'a key that was compromised' AS why
+    FROM {row} JOIN blocked_key b ON b.public_key_sha256 = row.key
+    UNION ALL SELECT row.key, row.certificate_id,
+        CASE WHEN v.certificate_id <> row.certificate_id THEN 'the key of another certificate'
         ELSE 'the key of what was revoked' END
-    FROM certificate_version v JOIN certificate c ON c.id = v.certificate_id
-    WHERE v.public_key_sha256 = $1
-        AND (v.certificate_id <> $2 OR v.revoked_at IS NOT NULL OR c.revoked_at IS NOT NULL)
-    """
+    FROM {row} JOIN certificate_version v ON v.public_key_sha256 = row.key JOIN certificate c ON c.id = v.certificate_id
+    WHERE v.certificate_id <> row.certificate_id OR v.revoked_at IS NOT NULL OR c.revoked_at IS NOT NULL
+    """,
 )
 
 
@@ -95,7 +98,7 @@ async def ordered(certificate_id: str, *, forced: bool) -> Ordered:
     Raises:
         RejectedError: it was archived meanwhile, or revoked and the order is not ``forced``.
     """
-    [row] = await db.fetch(ORDER, certificate_id)
+    row = await _order(certificate_id)
     if row["archived_at"] is not None:
         raise RejectedError("the certificate was archived")
     if row["revoked_at"] is not None and not forced:
@@ -107,6 +110,30 @@ async def ordered(certificate_id: str, *, forced: bool) -> Ordered:
     return Ordered(row["common_name"], names, profile, row["previous"])
 
 
+async def _orders(ids: list[str]) -> list[db.Row]:
+    found = {row["id"]: row for row in await db.fetch(ORDER, json.dumps(ids))}
+    return [found[id] for id in ids]
+
+
+_order = db.Together(_orders, apart=True)
+
+
+async def key_in_use(key_sha256: str, certificate_id: str) -> list[str]:
+    """Return what speaks against a certificate for this key; empty if nothing does."""
+    return await _in_use((key_sha256, certificate_id))
+
+
+async def _faults(asked: list[tuple[str, str]]) -> list[list[str]]:
+    faults: dict[tuple[str, str], list[str]] = {each: [] for each in asked}
+    rows = [{"key": key, "certificate_id": certificate_id} for key, certificate_id in faults]
+    for row in await db.fetch(KEY_IN_USE, json.dumps(rows)):
+        faults[row["key"], row["certificate_id"]].append(row["why"])
+    return [faults[each] for each in asked]
+
+
+_in_use = db.Together(_faults)
+
+
 async def accept(csr_pem: str, certificate_id: str, order: Ordered) -> CheckedCsr:
     """Return the CSR if it fits the order (spec/api.md 9.4): names, proof of possession, key, profile.
 
@@ -116,16 +143,16 @@ async def accept(csr_pem: str, certificate_id: str, order: Ordered) -> CheckedCs
     csr = read_csr(csr_pem)
     match_names(csr, order.common_name, order.sans)
     faults = check_csr(order.profile, csr)
-    faults += [
-        f"the CSR carries {row['why']}" for row in await db.fetch(KEY_IN_USE, csr.public_key_sha256, certificate_id)
-    ]
+    faults += [f"the CSR carries {why}" for why in await key_in_use(csr.public_key_sha256, certificate_id)]
     if faults:
         raise CsrError("; ".join(faults))
     return csr
 
 
-async def issue(attempt: Attempt) -> None:
+async def issue(attempt: Attempt) -> bool:
     """Do one Issuance or Renewal whose CSR is stored, from wherever an earlier attempt left it.
+
+    Returns whether it is done, which it is not while the CA has yet to decide.
 
     Raises:
         ConnectorError: the attempt failed.
@@ -141,10 +168,16 @@ async def issue(attempt: Attempt) -> None:
     outcome = await _outcome(attempt, csr, order, issuer)
     if isinstance(outcome, PendingOrder):
         await _wait(job, attempt.run.state, outcome)
-        return
+        return False
+    # What is signed is kept, or revoked if the job was called off meanwhile: being cancelled must not come in between.
+    await whole(_keep(attempt, csr, order, outcome))
+    return True
+
+
+async def _keep(attempt: Attempt, csr: CheckedCsr, order: Ordered, outcome: IssuedCertificate) -> None:
     issued = _checked(outcome, csr, order)
     try:
-        await store(job, csr, issued, outcome.reference)
+        await store(attempt.job, csr, issued, outcome.reference)
     except LeaseLost:
         await attempt.orphaned(issued, outcome.reference)
         raise
@@ -153,11 +186,11 @@ async def issue(attempt: Attempt) -> None:
 async def _outcome(
     attempt: Attempt, csr: CheckedCsr, order: Ordered, issuer: Issuer
 ) -> IssuedCertificate | PendingOrder:
-    job, run, loop = attempt.job, attempt.run, attempt.instances.loop
+    job, run, instances = attempt.job, attempt.run, attempt.instances
     reference = job.run_state.get(PENDING)
     if reference is not None and isinstance(issuer, Poller):
         poller = issuer
-        return await loop.call(lambda: poller.poll(PollRequest(reference=str(reference)), run))
+        return await instances.call(issuer, "poll", lambda: poller.poll(PollRequest(reference=str(reference)), run))
     left = await intents.last(job)
     if left is not None and left["status"] == "open":
         found = await _settle(attempt, csr, left, issuer)
@@ -175,7 +208,7 @@ async def _outcome(
         no_rev_avail=order.profile.no_rev_avail,
         previous_cert_pem=order.previous_pem,
     )
-    return await loop.call(lambda: issuer.issue(request, run))
+    return await instances.call(issuer, "issue", lambda: issuer.issue(request, run))
 
 
 async def _settle(
@@ -188,10 +221,12 @@ async def _settle(
             issuer,
             FindRequest(csr_pem=csr.pem, since=left["created_at"], reference=left["reference"] or None),
         )
-        return await attempt.instances.loop.call(lambda: finder.find(asked, run))
-    if run.state or issuer.saves_first:
+        return await attempt.instances.call(issuer, "find", lambda: finder.find(asked, run))
+    forgotten = left["reason"] == intents.RESTORED
+    if run.state or (issuer.saves_first and not forgotten):
         return None
-    why = "an attempt was interrupted after the order may have reached the CA, which cannot be asked"
+    interrupted = "an attempt was interrupted after the order may have reached the CA, which cannot be asked"
+    why = left["reason"] if forgotten else interrupted
     async with db.transaction():
         await intents.close(job, "unresolved", why)
         await intents.begin(job, csr, why)

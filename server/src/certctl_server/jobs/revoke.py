@@ -44,7 +44,7 @@ async def revoke(job: Claimed, run: Run, instances: Instances) -> None:
         reference=told["reference"],
         reason=int(job.request["reason"]),
     )
-    await instances.loop.call(lambda: revoker.revoke(asked, run))
+    await instances.call(issuer, "revoke", lambda: revoker.revoke(asked, run))
     async with db.transaction():
         await end(job, JobState.COMPLETED, last_error="")
         await db.fetch(CONFIRMED, job.issuer_id, job.request["serial_number"])

@@ -6,29 +6,30 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
-from certctl_core.job import ORDERS, JobState, JobType
+from certctl_core.job import JobState, JobType
 from certctl_core.x509 import normalise_fingerprint
 from litestar import Response, get, post
 from litestar.params import FromPath
 
 from certctl_server import db
 from certctl_server.agents.proof import Seen, verify
-from certctl_server.audit.record import Actor
-from certctl_server.auth.principal import Req, Where, actor_of, agent_caller
+from certctl_server.auth.principal import Req, Where, actor_of, agent_caller, visible
 from certctl_server.auth.roles import LISTED, OWN_AGENT, READ, WRITE
 from certctl_server.body import ID, new
-from certctl_server.certificates.orders import Order, approved, order
+from certctl_server.certificates.orders import approved
+from certctl_server.certificates.rollout import release
+from certctl_server.certificates.rollout_state import poke
 from certctl_server.certificates.status import hold, settle
-from certctl_server.certificates.versions import CALLED_OFF, deploy, fitting
+from certctl_server.certificates.versions import CALLED_OFF
 from certctl_server.context import Ctx
 from certctl_server.crud import one
 from certctl_server.errors import Refused, conflict, invalid
-from certctl_server.filters import equal, word
-from certctl_server.jobs import bell
-from certctl_server.jobs.create import deployment_place, order_place
-from certctl_server.jobs.state import cancel, move, requeue
+from certctl_server.filters import Bound, any_of, equal, word
+from certctl_server.jobs.priorities import URGENT
+from certctl_server.jobs.retry import facts_of, retry, retry_all
+from certctl_server.jobs.state import cancel, move
 from certctl_server.jobs.tables import Job
-from certctl_server.lists import Row, list_response, listed
+from certctl_server.lists import Row, conditions, list_response, listed
 
 BASE = "/api/v1/jobs"
 ONE = BASE + "/{id:str}"
@@ -39,15 +40,8 @@ PLAIN = (
 )  # fmt: skip
 OPTIONAL = (
     "target_id", "agent_id", "last_error", "started_at", "completed_at", "verified_at", "verification_error",
-    "verification_fingerprint", "next_retry_at", "lease_until",
+    "verification_fingerprint", "next_retry_at", "lease_until", "waits_for",
 )  # fmt: skip
-TAKEN = db.Sql("SELECT id FROM job WHERE place = $1 AND id <> $2")
-ABOUT = db.Sql(
-    """
-    SELECT c.archived_at, c.revoked_at, v.revoked_at AS gone_at, v.not_after
-    FROM certificate c LEFT JOIN certificate_version v ON v.id = $2 WHERE c.id = $1
-    """
-)
 Reason = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
@@ -55,6 +49,14 @@ class ReasonBody(msgspec.Struct):
     """Why."""
 
     reason: Reason = ""
+
+
+class BulkRetryBody(msgspec.Struct):
+    """Which jobs; selectors narrow each other down."""
+
+    job_ids: Annotated[list[ID], msgspec.Meta(max_length=10_000)] = msgspec.field(default_factory=list)
+    filter: dict[str, Any] = msgspec.field(default_factory=dict)
+    dry_run: bool = False
 
 
 class VerifyBody(msgspec.Struct):
@@ -114,6 +116,7 @@ async def cancel_(id: FromPath[str], request: Req) -> Row:
             raise conflict(f"The job is {row['status']}")
         await db.fetch(CALLED_OFF, json.dumps([id]))
         await _settle(row)
+        await poke([row["certificate_id"]] if row["certificate_id"] else [])
     return {"status": "job_cancelled"}
 
 
@@ -148,64 +151,51 @@ async def reject(id: FromPath[str], request: Req) -> Row:
 
 
 @post(ONE + "/retry", opt={"roles": WRITE}, status_code=200)
-async def retry(id: FromPath[str], request: Req) -> Row:
+async def retry_(id: FromPath[str], request: Req) -> Row:
     """Try a failed job again now, with all its tries; order anew what was cancelled."""
     row = await one(Job, id, request.user, "Job")
     actor = actor_of(request)
     if row["status"] not in {JobState.CANCELLED, JobState.FAILED}:
         raise conflict(f"The job is {row['status']}")
     async with db.transaction():
-        await _worth_retrying(row)
-        if row["status"] == JobState.CANCELLED:
-            return {"status": "job_retried", "job_id": await _anew(row, actor)}
-        moved = await requeue(Job.id == id, actor=actor, attempts=0, failures=0, crashes=0, place=_place(row))
-        if not moved:
-            raise conflict("The job was moved on by somebody else")
-        await _settle(row)
-        if row["agent_id"]:
-            bell.ring_agent(row["agent_id"])
-        if row["lane"]:
-            bell.ring(row["lane"])
-    return {"status": "job_retried"}
+        await hold([row["certificate_id"]] if row["certificate_id"] else [])
+        if row["status"] == JobState.CANCELLED and row["type"] == JobType.DEPLOYMENT:
+            await release(row["certificate_id"], row["target_id"], actor)
+        outcome = await retry(await facts_of([id]), actor, priority=URGENT, holders={})
+        if id not in outcome.done:
+            found = outcome.objections.get(id)
+            raise conflict(found.why if found else "The job was moved on by somebody else")
+    return {"status": "job_retried"} | ({"job_id": outcome.done[id]} if outcome.done[id] != id else {})
 
 
-async def _worth_retrying(row: Row) -> None:
-    """Refuse to revive what could not succeed, or what another job already does."""
-    await hold([row["certificate_id"]] if row["certificate_id"] else [])
-    if await db.fetch(TAKEN, _place(row), row["id"]):
-        raise conflict("Another open job of that certificate has its place")
-    for about in await db.fetch(ABOUT, row["certificate_id"] or "", row["version_id"] or ""):
-        if about["archived_at"]:
-            raise conflict("The certificate is archived")
-        if row["type"] in ORDERS and about["revoked_at"] and not json.loads(row["request"]).get("force"):
-            raise conflict("The certificate is revoked: renew it with force")
-        if row["type"] == JobType.DEPLOYMENT and (about["gone_at"] or about["not_after"] <= db.now()):
-            raise conflict("The version is revoked or has expired")
+@post(BASE + "/bulk-retry", opt={"roles": WRITE}, status_code=200)
+async def bulk_retry(request: Req) -> Row:
+    """Try all jobs again that are named or match, each by the rules of one."""
+    body = await new(request, BulkRetryBody)
+    if not body.job_ids and not body.filter:
+        raise invalid({"job_ids": "name some, or give a filter"})
+    bound = Bound()
+    found = conditions_of(body, bound, visible(request.user, Job))
+    return await retry_all(found, bound, dict.fromkeys(body.job_ids), actor_of(request), dry_run=body.dry_run)
 
 
-async def _anew(row: Row, actor: Actor) -> str:
-    """Make a job like one that was cancelled; return its id."""
-    made = []
-    if row["type"] in ORDERS:
-        force, csr = json.loads(row["request"]).get("force", False), row["csr_pem"]
-        asked = Order(type=JobType(row["type"]), force=force, agent_id=row["agent_id"] or "")
-        if csr and not row["agent_id"]:
-            asked = replace(asked, csr_pem=csr, csr_sha256=row["csr_sha256"])
-        made = await order([row["certificate_id"]], asked, actor)
-    elif row["type"] == JobType.DEPLOYMENT:
-        there = {each["target_id"]: each for each in await fitting([row["certificate_id"]])}
-        fits = there.get(row["target_id"])
-        made = await deploy([fits] if fits and fits["version_id"] == row["version_id"] else [], actor=actor)
-    if not made:
-        raise conflict("What the job was for has changed since: agent, version or order")
-    await _settle(row)
-    return made[0].id
-
-
-def _place(row: Row) -> str:
-    if row["type"] == JobType.DEPLOYMENT:
-        return deployment_place(row["version_id"], row["target_id"])
-    return order_place(row["certificate_id"], row["agent_id"]) if row["type"] in ORDERS else f"retried|{row['id']}"
+def conditions_of(body: BulkRetryBody, bound: Bound, seen: Where | None) -> str:
+    """Return the condition that the selectors of a body make together; named jobs may be internal ones."""
+    spec = replace(JOBS, unless={}) if body.job_ids else JOBS
+    given, faults = {}, {}
+    for name, value in body.filter.items():
+        texts = value if isinstance(value, list) else [value]
+        if texts and all(isinstance(each, str) and each for each in texts):
+            given[name] = ",".join(texts)
+        else:
+            faults[f"filter.{name}"] = "is neither a text nor a list of texts"
+    try:
+        found = conditions(spec, given, bound, seen)
+    except Refused as exc:
+        raise invalid(faults | {f"filter.{name}": text for name, text in exc.faults.items()}) from exc
+    if faults:
+        raise invalid(faults)
+    return f"{found} AND {any_of('item.id', body.job_ids, bound)}" if body.job_ids else found
 
 
 async def _settle(row: Row) -> None:
@@ -252,4 +242,4 @@ async def verification(id: FromPath[str], request: Req) -> Row:
     return found | ({"error": row["verification_error"]} if row["verification_error"] else {})
 
 
-routes: list[Any] = [list_, get_, cancel_, approve, reject, retry, verify_, verification]
+routes: list[Any] = [list_, get_, cancel_, approve, reject, retry_, bulk_retry, verify_, verification]

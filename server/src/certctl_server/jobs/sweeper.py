@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -13,14 +14,14 @@ from certctl_server import db
 from certctl_server.audit.record import SYSTEM
 from certctl_server.certificates.status import hold, hold_of, settle
 from certctl_server.certificates.versions import CALLED_OFF
-from certctl_server.jobs import bell
+from certctl_server.db.clock import A_JUMP, Jumps
+from certctl_server.jobs import bell, budgets, lanes
 from certctl_server.jobs.failure import ended
-from certctl_server.jobs.runner import Runner
 from certctl_server.jobs.state import EXPIRED, WORN, cancel, move, release, retry_due
 from certctl_server.jobs.tables import Job
 from certctl_server.leader import Leadership, Stillness
+from certctl_server.telemetry import metrics
 
-DUE_LANES = db.Sql("SELECT DISTINCT lane FROM job WHERE due_at IS NOT NULL AND due_at <= {now}")
 OUTLIVED = db.Sql(
     """
     SELECT j.id FROM job j JOIN certificate_version v ON v.id = j.version_id
@@ -36,28 +37,64 @@ UNRESOLVED = db.Sql(
         AND EXISTS (SELECT 1 FROM job j WHERE j.id = intent.job_id AND j.status IN ('Cancelled', 'Completed'))
     """
 )
-NEXT_DUE = db.Sql("SELECT min(due_at) AS due_at FROM job WHERE due_at IS NOT NULL AND due_at > {now}")
 NEXT_RETRY = db.Sql("SELECT min(next_retry_at) AS due_at FROM job WHERE next_retry_at IS NOT NULL")
+# Given before the database's clock was set back; who lives will ask for more in time.
+SHORTEN = db.Sql("UPDATE job SET lease_until = {after:$1} WHERE lease_until > {after:$2}")
+#: What was put off by a clock that has been set back since would wait for as much longer. What comes too soon by this
+#: is asked about once more than it had to be.
+SET_BACK = (
+    db.Sql("UPDATE job SET due_at = {now} WHERE due_at > {now}"),
+    db.Sql("UPDATE job SET offer_at = {now} WHERE offer_at > {after:3660} AND (opens_at IS NULL OR opens_at <= {now})"),
+    db.Sql("UPDATE lane SET circuit_until = {after:3600} WHERE circuit_until > {after:3600}"),
+    db.Sql("UPDATE lane SET room_at = {now} WHERE room_at > {now}"),
+)
 AGENT = "agent:"
 
 
 class Sweeper:
-    """The loops ``jobs``, ``job retry`` and ``job timeouts``. ``alone``: no other process can own a lease."""
+    """The loops ``jobs`` and ``job retry``.
+
+    ``runs`` says whether this process runs a job right now; ``alone``: no other process can own a lease; ``agents`` is
+    how long an agent has a job without a report.
+    """
 
     def __init__(
-        self, runner: Runner, lease: timedelta, *, alone: bool, monotonic: Callable[[], float] = time.monotonic
+        self,
+        runs: Callable[[str], bool],
+        lease: timedelta,
+        *,
+        alone: bool,
+        agents: timedelta = timedelta(minutes=10),
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._runner = runner
+        self._runs = runs
         self._lease = lease
+        self._agents = agents.total_seconds()
+        self._longest = max(lease, agents).total_seconds()
+        self._monotonic = monotonic
+        self._jumps, self._jumped = Jumps(), -math.inf
         self._alone = alone
         self._stillness = Stillness(monotonic)
 
     async def sweep(self, leadership: Leadership) -> datetime | None:
-        """Take over what the dead left behind and ring for every lane with due jobs."""
+        """Take over what the dead left behind, and put in front what has become urgent."""
+        await self._heed_clock(leadership)
         await self._take_over(leadership)
-        for row in await db.fetch(DUE_LANES):
-            bell.ring(row["lane"])
-        return await db.moment(NEXT_DUE)
+        async with leadership.leading():
+            for lane in await lanes.hurry():
+                bell.ring(lane)
+        return None
+
+    async def _heed_clock(self, leadership: Leadership) -> None:
+        await db.follow_clock()
+        jump = self._jumps.since()
+        if abs(jump) > A_JUMP:
+            self._jumped = self._monotonic()
+        if jump < -A_JUMP:
+            async with leadership.leading():
+                for statement in SET_BACK:
+                    await db.fetch(statement)
+            bell.poke("job retry")
 
     async def retry(self, leadership: Leadership) -> datetime | None:
         """Put failed jobs back into their queues when their time has come."""
@@ -70,17 +107,21 @@ class Sweeper:
         self._stillness.keep_only({row["id"] for row in rows})
         dead = [row for row in rows if self._is_dead(row)]
         async with leadership.leading():
+            await db.fetch(SHORTEN, self._longest, 2 * self._longest)
             await hold(row["certificate_id"] for row in dead if row["certificate_id"])
             for fence in sorted({row["fence"] for row in dead}):
                 ids = [row["id"] for row in dead if row["fence"] == fence]
-                await _given_back(await release(Job.id.is_in(ids) & (Job.fence == fence), reason="its lease ran out"))
+                freed = await release(Job.id.is_in(ids) & (Job.fence == fence), reason="its lease ran out")
+                await _given_back(freed)
+                metrics.leases_expired(row["type"] == JobType.DEPLOYMENT for row in freed)
 
     def _is_dead(self, row: db.Row) -> bool:
-        if self._runner.runs(row["id"]):
+        if self._runs(row["id"]):
             return False
-        # An agent's lease is renewed by reports alone: there is no beat that could stand still.
+        # An agent's lease is renewed by reports alone, and has no beat that could stand still: after its clock was set,
+        # the database's word counts for nothing until a whole lease has gone by.
         if row["owner"].startswith(AGENT):
-            return True
+            return self._monotonic() - self._jumped > self._agents
         return self._stillness.of(row["id"], (row["fence"], row["beat"])) >= self._lease
 
     async def first(self) -> None:
@@ -110,6 +151,7 @@ async def time_out(leadership: Leadership, awaiting_csr: timedelta, awaiting_app
         moved += await cancel(old, actor=SYSTEM, reason="nobody approved it in time", states=waiting)
         await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
         await db.fetch(UNRESOLVED)
+        await budgets.forget()
     return None
 
 

@@ -7,12 +7,32 @@ from certctl_server.certificates.tables import Certificate
 
 
 class Lane(Table):
-    """One peer that must neither be overrun nor starve others. ``tokens`` NULL: no rate is known."""
+    """One peer that must neither be overrun nor starve others (docs/lanes.md). ``rates`` and ``faulted`` are JSON.
+
+    ``room_at``: until then the whole budget is spent. ``circuit_until``: until then nothing is claimed. ``opened``
+    counts how often in a row the circuit opened; while it is more than none, one job at a time is let through.
+    ``fault`` is how the last orders failed, ``faulted`` whose they were.
+    """
 
     name = Varchar(length=160, primary_key=True)
     concurrency = BigInt(default=25)
-    tokens = BigInt(null=True, default=None)
     circuit_until = Timestamptz(null=True, default=None)
+    rates = Text(default="[]")
+    room_at = Timestamptz(null=True, default=None)
+    fault = Text(default="")
+    faulted = Text(default="[]")
+    opened = BigInt(default=0)
+
+
+class Budget(Table):
+    """Orders of a lane by what they count against. The real key is (lane, key, total), total the sum so far."""
+
+    lane = Varchar(length=160, primary_key=True)
+    key = Varchar(length=300)
+    total = BigInt()
+    orders = BigInt()
+    at = Timestamptz()
+    until = Timestamptz()
 
 
 class Job(Table):
@@ -20,6 +40,11 @@ class Job(Table):
 
     ``place`` is taken while the job is open and unique, so that no work is doubled. ``due_at`` is set while a
     worker may claim it, ``offer_at`` while its agent may have it; both are NULL for whoever may not.
+    ``urgency`` is how soon it is wanted, ``urgent_at`` when that becomes as soon as can be; ``priority`` is where it
+    stands in its lane now. ``waits_for`` names the budget that has no room for it.
+    ``window_at`` is set while maintenance windows hold it to its time: it is started from ``opens_at`` on and
+    before ``window_at``, and looked at again then.
+    ``kept_since`` is set once it is over: retention counts from it.
     ``status`` is written in ``state.py`` alone.
     """
 
@@ -34,8 +59,14 @@ class Job(Table):
     status = Varchar(length=20)
     place = Varchar(length=400, null=True, default=None)
     priority = BigInt(default=5)
+    urgency = BigInt(default=5)
+    urgent_at = Timestamptz(null=True, default=None)
+    waits_for = Text(default="")
     due_at = Timestamptz(null=True, default=None)
     offer_at = Timestamptz(null=True, default=None)
+    offered_until = Timestamptz(null=True, default=None)
+    opens_at = Timestamptz(null=True, default=None)
+    window_at = Timestamptz(null=True, default=None)
     owner = Varchar(length=160, default="")
     fence = BigInt(default=0)
     beat = BigInt(default=0)
@@ -57,6 +88,7 @@ class Job(Table):
     started_at = Timestamptz(null=True, default=None)
     completed_at = Timestamptz(null=True, default=None)
     created_at = Timestamptz()
+    kept_since = Timestamptz(null=True, default=None)
     verification_status = Varchar(length=16, default="pending")
     verified_at = Timestamptz(null=True, default=None)
     verification_error = Text(default="")
@@ -91,9 +123,10 @@ class Lease(Table):
 
 
 class LoopBeat(Table):
-    """When each background loop last ran."""
+    """When each background loop last ran, and from when on it counts as late."""
 
     name = Varchar(length=64, primary_key=True)
     started_at = Timestamptz(null=True, default=None)
     finished_at = Timestamptz(null=True, default=None)
     last_error = Text(default="")
+    late_at = Timestamptz(null=True, default=None)

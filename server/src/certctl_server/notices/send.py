@@ -49,7 +49,7 @@ async def send(job: Claimed, run: Run, instances: Instances) -> None:
         incident=row["incident"],
         facts={"type": row["type"], "created_at": row["created_at"].isoformat(), **facts},
     )
-    await instances.loop.call(lambda: notifier.send(message, run))
+    await instances.call(notifier, "send", lambda: notifier.send(message, run))
     async with db.transaction():
         await end(job, JobState.COMPLETED, last_error="")
         await db.fetch(SENT, row["id"])

@@ -1,10 +1,14 @@
-"""Decide who is told: one message per channel that subscribed, once per occurrence."""
+"""Decide who is told: one message per channel that subscribed, once per occurrence.
+
+What nobody subscribed to is kept as one message without a channel that failed.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from certctl_core.job import JobType
 
@@ -23,11 +27,14 @@ INSERT = db.insert_rows(
             "text",
         ),
         "occurrence": "text",
+        "error": "text",
         "status": "text",
         "created_at": "timestamptz",
     },
-    "ON CONFLICT (occurrence) DO NOTHING RETURNING id, notifier_id",
+    "ON CONFLICT (occurrence) DO NOTHING RETURNING id, notifier_id, occurrence",
 )
+NOBODY: Mapping[str, None] = {"id": None, "type": None}
+"""In the place of a channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,35 +57,51 @@ def lane_of_notifier(notifier_id: str) -> str:
     return f"notifier:{notifier_id}"
 
 
-async def tell(*notices: Notice) -> None:
-    """Queue ``notices`` for every channel that subscribed to them, in the present transaction."""
+async def tell(*notices: Notice) -> list[Notice]:
+    """Queue ``notices`` for every channel that subscribed to them, in the present transaction; return the new ones."""
+    if not notices:
+        return []
     async with db.transaction():
-        channels = await db.fetch(SUBSCRIBED)
-        rows = [_row(notice, channel) for notice in notices for channel in channels if _wants(channel, notice)]
-        made = await db.fetch(INSERT, json.dumps(rows)) if rows else []
-        await create(_jobs(made), SYSTEM)
-        for row in made:
-            bell.ring(lane_of_notifier(row["notifier_id"]))
+        wanted = _channels(await db.fetch(SUBSCRIBED))
+        rows = {
+            row["occurrence"]: (row, notice)
+            for notice in notices
+            for row in (_row(notice, channel) for channel in wanted(notice.type))
+        }
+        made = await db.fetch(INSERT, json.dumps([row for row, _ in rows.values()]))
+        to_send = [row for row in made if row["notifier_id"]]
+        await create(_jobs(to_send), SYSTEM)
+        for lane in {lane_of_notifier(row["notifier_id"]) for row in to_send}:
+            bell.ring(lane)
+    return list(dict.fromkeys(rows[row["occurrence"]][1] for row in made))
 
 
-def _wants(channel: db.Row, notice: Notice) -> bool:
-    events = json.loads(channel["events"])
-    return not events or notice.type in events
+def _channels(rows: Sequence[db.Row]) -> Callable[[str], Sequence[Mapping[str, Any]]]:
+    """Return what says which channels want a type of notice; nobody's, if none does."""
+    events = {row["id"]: frozenset(json.loads(row["events"])) for row in rows}
+
+    def wanted(type_: str) -> Sequence[Mapping[str, Any]]:
+        return [row for row in rows if not events[row["id"]] or type_ in events[row["id"]]] or [NOBODY]
+
+    return wanted
 
 
-def _row(notice: Notice, channel: db.Row) -> dict[str, str]:
+def _row(notice: Notice, channel: Mapping[str, Any]) -> dict[str, str | None]:
+    told = {"status": "pending", "error": ""}
+    if channel is NOBODY:
+        told = {"status": "failed", "error": f"no notifier that can send is subscribed to {notice.type}"}
     return {
+        **told,
         "id": new_id("notif"),
         "type": notice.type,
         "certificate_id": notice.certificate_id,
         "notifier_id": channel["id"],
-        "channel": channel["type"],
+        "channel": channel["type"] or "",
         "subject": notice.subject,
         "message": notice.message,
         "severity": notice.severity,
         "incident": f"{notice.certificate_id}|{notice.type}",
-        "occurrence": f"{notice.type}|{notice.occurrence}|{channel['id']}",
-        "status": "pending",
+        "occurrence": f"{notice.type}|{notice.occurrence}|{channel['id'] or ''}",
         "created_at": str(db.now()),
     }
 

@@ -4,13 +4,15 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from certctl_server.body import ID, Name
-from certctl_server.certificates.status import settle_referring
+from certctl_server.body import FAULT, ID, Name
+from certctl_server.certificates.status import referring, settle
+from certctl_server.certificates.windows import time_anew
 from certctl_server.context import Context
 from certctl_server.crud import Crud, crud_routes
 from certctl_server.filters import flag
 from certctl_server.rules.service import LISTS, check_policy_values, check_profile_values
 from certctl_server.rules.tables import CertificateProfile, RenewalPolicy
+from certctl_server.rules.windows import zone_fault
 
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -59,7 +61,7 @@ class Window(msgspec.Struct):
     ]
     start: TimeOfDay
     end: TimeOfDay
-    timezone: Annotated[str, msgspec.Meta(max_length=64)]
+    timezone: Annotated[str, msgspec.Meta(max_length=64, extra={FAULT: zone_fault})]
 
 
 class Rollout(msgspec.Struct):
@@ -85,10 +87,14 @@ class PolicyBody(msgspec.Struct):
     requires_approval: bool = False
     maintenance_windows: Annotated[list[Window], msgspec.Meta(max_length=32)] = msgspec.field(default_factory=list)
     rollout: Rollout | None = None
+    agent_group_id: ID | None = None
 
 
-async def _settle(_: Context, id: str) -> None:
-    await settle_referring("renewal_policy_id", id)
+async def _changed(_: Context, id: str) -> None:
+    """Let certificates and their waiting jobs follow a renewal policy."""
+    async for ids in referring("renewal_policy_id", id):
+        await time_anew(ids)
+        await settle(ids)
 
 
 PROFILES = Crud(
@@ -110,9 +116,9 @@ POLICIES = Crud(
     "rp",
     "Renewal policy",
     json=frozenset({"alert_thresholds_days", "maintenance_windows", "rollout"}),
-    optional=frozenset({"certificate_profile_id", "maintenance_windows", "rollout"}),
+    optional=frozenset({"agent_group_id", "certificate_profile_id", "maintenance_windows", "rollout"}),
     reserved=frozenset({"rp-default"}),
     check=check_policy_values,
-    changed=_settle,
+    changed=_changed,
 )
 routes = [crud_routes(PROFILES), crud_routes(POLICIES)]

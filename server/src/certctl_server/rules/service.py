@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
-from zoneinfo import available_timezones
 
 import msgspec
 from certctl_core.profile import check_profile
@@ -41,19 +39,11 @@ def _key_rule(given: Any) -> dict[str, Any]:
     return {"algorithm": algorithm, "min_size": rule.get("min_size") or LEAST.get(algorithm, 0)}
 
 
-@lru_cache(maxsize=1)
-def _zones() -> frozenset[str]:
-    return frozenset(available_timezones() | {"UTC"})
-
-
 def check_policy_values(values: dict[str, Any], _: Mapping[str, Any] | None) -> dict[str, str]:
     """Complete what a client says of a renewal policy and return what is wrong with it."""
     faults: dict[str, str] = {}
     if "alert_thresholds_days" in values:
         values["alert_thresholds_days"] = sorted(set(values["alert_thresholds_days"]), reverse=True)
-    for number, window in enumerate(values.get("maintenance_windows") or ()):
-        if window.timezone not in _zones():
-            faults[f"maintenance_windows[{number}].timezone"] = "is no time zone's IANA name, such as Europe/Berlin"
     if rollout := values.get("rollout"):
         if any(later <= earlier for earlier, later in pairwise(rollout.waves)):
             faults["rollout.waves"] = "do not ascend"

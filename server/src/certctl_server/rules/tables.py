@@ -2,6 +2,7 @@
 
 from piccolo.columns import BigInt, Boolean, ForeignKey, OnDelete, Text
 
+from certctl_server.agents.tables import AgentGroup
 from certctl_server.resource import Resource
 
 
@@ -33,3 +34,4 @@ class RenewalPolicy(Resource):
     requires_approval = Boolean(default=False)
     maintenance_windows = Text(default="[]")
     rollout = Text(null=True, default=None)
+    agent_group_id = ForeignKey(AgentGroup, null=True, default=None, on_delete=OnDelete.restrict)

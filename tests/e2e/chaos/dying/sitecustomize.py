@@ -5,3 +5,5 @@ import os
 
 if program := os.environ.get("CRASH_PROGRAM"):
     importlib.import_module(f"{program}_steps").install()
+if os.environ.get("BELLS") == "unreliable":
+    importlib.import_module("bells").install()

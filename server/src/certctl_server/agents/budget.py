@@ -1,0 +1,99 @@
+"""How many changes the agents of a group may have open at once: deployments that are offered, or run.
+
+Whoever offers first locks the groups of the agent that have a bound, so two polls never share the last place. An agent
+that finds no room waits in line: places go to those who asked first, for as long as they keep asking.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+from certctl_server import db
+from certctl_server.agents.groups import SAID
+from certctl_server.agents.matching import MEMBER
+from certctl_server.jobs import bell
+
+PATIENCE = timedelta(seconds=45)
+"""For so long a place is kept for an agent that waits and does not ask; one that cannot wait asks every 30 s."""
+NOT_SINCE = -PATIENCE.total_seconds()
+FRESH = timedelta(seconds=15)
+"""A place in line is written down again only when it is older than this."""
+WOKEN = 5
+#: The groups with a bound that agent $1 is in, locked in one order.
+_GROUPS = f"""
+    SELECT g.id, g.max_concurrent_deployments AS most, w.since, w.asked_at
+    FROM agent_group g JOIN agent a ON a.id = $1 {SAID}
+        LEFT JOIN agent_group_wait w ON w.group_id = g.id AND w.agent_id = a.id
+    WHERE g.max_concurrent_deployments IS NOT NULL AND {MEMBER} ORDER BY g.id
+"""  # noqa: S608  # ours
+GROUPS = db.Sql(postgres=f"{_GROUPS} FOR NO KEY UPDATE OF g", sqlite=_GROUPS)
+# A lease of an offer that is over holds nothing; one of a run ends with the run (jobs/sweeper.py).
+_OPEN = f"""
+    SELECT g.id, count(*) AS changes FROM (
+            SELECT agent_id FROM job WHERE lane = '' AND status = 'Running' AND type = 'Deployment'
+            UNION ALL SELECT agent_id FROM job WHERE offered_until > {{now}} AND status = 'Pending') change
+        JOIN agent a ON a.id = change.agent_id JOIN agent_group g ON g.id IN ({{ids:$1}}) {SAID}
+    WHERE {MEMBER} GROUP BY g.id
+"""  # noqa: S608  # ours
+# The plus takes the index on status out of SQLite's choice: it would walk all jobs that wait.
+OPEN = db.Sql(postgres=_OPEN, sqlite=_OPEN.replace("AND status = 'Pending'", "AND +status = 'Pending'"))
+AHEAD = db.Sql(
+    """
+    SELECT w.group_id AS id, count(*) AS waiting FROM agent_group_wait w
+        LEFT JOIN agent_group_wait mine ON mine.group_id = w.group_id AND mine.agent_id = $2
+    WHERE w.group_id IN ({ids:$1}) AND w.agent_id <> $2 AND w.asked_at > {after:$3}
+        AND (mine.since IS NULL OR mine.asked_at <= {after:$3} OR w.since < mine.since
+            OR (w.since = mine.since AND w.agent_id < $2))
+    GROUP BY w.group_id
+    """
+)
+# Who has not asked for long starts anew at the end of the line.
+WAIT = db.Sql(
+    """
+    INSERT INTO agent_group_wait (group_id, agent_id, since, asked_at)
+        SELECT g.id, $2, {now}, {now} FROM agent_group g WHERE g.id IN ({ids:$1})
+    ON CONFLICT (group_id, agent_id) DO UPDATE SET asked_at = excluded.asked_at, since = CASE
+        WHEN agent_group_wait.asked_at > {after:$3} THEN agent_group_wait.since ELSE excluded.since END
+    """
+)
+SERVED = db.Sql("DELETE FROM agent_group_wait WHERE agent_id = $1")
+LINE = db.Sql("SELECT agent_id FROM agent_group_wait WHERE asked_at > {after:$1} ORDER BY since LIMIT $2")
+
+
+async def room(agent_id: str, wanted: int) -> int:
+    """Return how many deployments may be offered to an agent now, up to ``wanted``; one that gets none is in line.
+
+    Call it in the transaction that makes the offers.
+    """
+    if not (groups := await db.fetch(GROUPS, agent_id)):
+        return wanted
+    ids = json.dumps([group["id"] for group in groups])
+    taken = {row["id"]: row["changes"] for row in await db.fetch(OPEN, ids)}
+    ahead = {row["id"]: row["waiting"] for row in await db.fetch(AHEAD, ids, agent_id, NOT_SINCE)}
+    free = {group["id"]: group["most"] - taken.get(group["id"], 0) - ahead.get(group["id"], 0) for group in groups}
+    places = max(0, min(wanted, *map(int, free.values())))
+    if places:
+        # With what it got it has had its turn, whatever else it waits for.
+        await db.fetch(SERVED, agent_id)
+    elif full := [group for group in groups if free[group["id"]] <= 0 and not _asked_just_now(group)]:
+        await db.fetch(WAIT, json.dumps([group["id"] for group in full]), agent_id, NOT_SINCE)
+    return places
+
+
+def _asked_just_now(group: db.Row) -> bool:
+    return group["asked_at"] is not None and db.now() - group["asked_at"] < FRESH
+
+
+async def may_start(agent_id: str) -> bool:
+    """Whether an agent may begin a change whose offer it let run out: its place may be somebody else's by now."""
+    if not (groups := await db.fetch(GROUPS, agent_id)):
+        return True
+    taken = {row["id"]: row["changes"] for row in await db.fetch(OPEN, json.dumps([group["id"] for group in groups]))}
+    return all(group["most"] > taken.get(group["id"], 0) for group in groups)
+
+
+async def vacated() -> None:
+    """Wake those who wait longest: a change has come to its end."""
+    for row in await db.fetch(LINE, NOT_SINCE, WOKEN):
+        bell.ring_agent(row["agent_id"])

@@ -1,0 +1,229 @@
+"""Try again what failed or was called off: one job, or all that match, by the same rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from certctl_core.job import ORDERS, JobState, JobType
+
+from certctl_server import db
+from certctl_server.audit.record import Actor, Event, record
+from certctl_server.certificates.orders import Order, order
+from certctl_server.certificates.rollout_state import is_held
+from certctl_server.certificates.status import hold, settle
+from certctl_server.certificates.versions import deploy, fitting
+from certctl_server.filters import Bound
+from certctl_server.jobs import bell
+from certctl_server.jobs.create import NewJob, deployment_place, order_place
+from certctl_server.jobs.priorities import NORMAL
+from certctl_server.jobs.state import requeue
+from certctl_server.jobs.tables import Job
+
+CHUNK = 500
+ERRORS = 10_000
+"""As many faults are told one by one; all are counted."""
+CHANGED = "What the job was for has changed since: agent, version or order"
+# Ids are made in the order of time: of two jobs for the same place the newer one comes first.
+PAGE = """SELECT item.id, item.certificate_id FROM job AS item
+    WHERE {condition} AND item.status IN ('Failed', 'Cancelled') AND item.id < {last}
+    ORDER BY item.id DESC LIMIT {most}"""
+OTHERS = "SELECT count(*) AS others FROM job AS item WHERE {condition} AND item.status NOT IN ('Failed', 'Cancelled')"
+FACTS = db.Sql(
+    """
+    SELECT j.*, c.archived_at, c.revoked_at, v.revoked_at AS gone_at, v.not_after
+    FROM job j LEFT JOIN certificate c ON c.id = j.certificate_id
+        LEFT JOIN certificate_version v ON v.id = j.version_id
+    WHERE j.id IN ({ids:$1}) AND j.status IN ('Failed', 'Cancelled') ORDER BY j.id DESC
+    """
+)
+HOLDERS = db.Sql("SELECT place, id FROM job WHERE place IN ({ids:$1})")
+KNOWN = db.Sql("SELECT id FROM job WHERE id IN ({ids:$1})")
+SET_PLACES = db.update_rows("job", "id", {"place": "text"})
+Answer: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """Why a job is not tried again."""
+
+    why: str
+    settled: bool
+    """Nothing is wrong: what it was for is done by another one, or not wanted any more."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the jobs that were to be tried again."""
+
+    done: dict[str, str] = field(default_factory=dict)
+    """By the id of the old job, that of the one that does its work now: the same, or a new one."""
+    objections: dict[str, Objection] = field(default_factory=dict)
+
+
+def place_of(row: Mapping[str, Any]) -> str:
+    """Return the place that a job takes while it is open."""
+    if row["type"] == JobType.DEPLOYMENT:
+        return deployment_place(row["version_id"], row["target_id"])
+    return order_place(row["certificate_id"], row["agent_id"]) if row["type"] in ORDERS else f"retried|{row['id']}"
+
+
+async def facts_of(ids: Sequence[str]) -> list[db.Row]:
+    """Return the jobs among ``ids`` that failed or were cancelled, newest first, with what is for or against them."""
+    return await db.fetch(FACTS, json.dumps(list(ids)))
+
+
+def objection(row: Mapping[str, Any], holders: Mapping[str, str]) -> Objection | None:
+    """Return what speaks against a job: it could not succeed, or another one has its place; ``holders`` by place."""
+    if holders.get(place_of(row), row["id"]) != row["id"]:
+        return Objection("Another open job of that certificate has its place", settled=True)
+    if row["archived_at"]:
+        return Objection("The certificate is archived", settled=True)
+    if row["type"] in ORDERS and row["revoked_at"] and not json.loads(row["request"]).get("force"):
+        return Objection("The certificate is revoked: renew it with force", settled=False)
+    if row["type"] == JobType.DEPLOYMENT and (row["gone_at"] or row["not_after"] <= db.now()):
+        return Objection("The version is revoked or has expired", settled=False)
+    return None
+
+
+async def retry(rows: Sequence[db.Row], actor: Actor, *, priority: int, holders: dict[str, str]) -> Outcome:
+    """Try ``rows`` of ``facts_of`` again, in the present transaction; their certificates are held.
+
+    ``holders`` are jobs that have their place by now or will; what is retried here is added.
+    """
+    places = json.dumps(sorted({place_of(row) for row in rows}))
+    holders |= {row["place"]: row["id"] for row in await db.fetch(HOLDERS, places)}
+    outcome = Outcome()
+    again: list[db.Row] = []
+    anew: list[db.Row] = []
+    for row in rows:
+        if found := objection(row, holders):
+            outcome.objections[row["id"]] = found
+            continue
+        holders[place_of(row)] = row["id"]
+        (anew if row["status"] == JobState.CANCELLED else again).append(row)
+    await _again(again, actor, priority, outcome)
+    await _anew(anew, actor, priority, outcome)
+    await settle({row["certificate_id"] for row in (*again, *anew) if row["certificate_id"]}, actor=actor)
+    return outcome
+
+
+async def _again(rows: Sequence[db.Row], actor: Actor, priority: int, outcome: Outcome) -> None:
+    """Put failed jobs back into their queues, with all their tries."""
+    if not rows:
+        return
+    await db.fetch(SET_PLACES, json.dumps([{"id": row["id"], "place": place_of(row)} for row in rows]))
+    counted = {"attempts": 0, "failures": 0, "crashes": 0}
+    facts: dict[str, Any] = {**counted, "priority": priority, "urgency": priority, "requested_by": actor.name}
+    # A person's order ignores maintenance windows, a deployment does not.
+    free = {"opens_at": None, "window_at": None}
+    for orders in (True, False):
+        ids = [row["id"] for row in rows if (row["type"] in ORDERS) == orders]
+        if not ids:
+            continue
+        for row in await requeue(Job.id.is_in(ids), actor=actor, **facts, **(free if orders else {})):
+            outcome.done[row["id"]] = row["id"]
+            if row["agent_id"]:
+                bell.ring_agent(row["agent_id"])
+            if row["lane"]:
+                bell.ring(row["lane"])
+    for row in rows:
+        if row["id"] not in outcome.done:
+            outcome.objections[row["id"]] = Objection("The job was moved on by somebody else", settled=True)
+
+
+async def _anew(rows: Sequence[db.Row], actor: Actor, priority: int, outcome: Outcome) -> None:
+    """Make jobs like those that were cancelled."""
+    made = [*await _order_anew(rows, actor, priority), *await _deploy_anew(rows, actor)]
+    by_place = {job.place: job.id for job in made}
+    for row in rows:
+        if job_id := by_place.get(place_of(row)):
+            outcome.done[row["id"]] = job_id
+        elif others := [job.id for job in made if _for_any_agent(row) and job.certificate_id == row["certificate_id"]]:
+            outcome.done[row["id"]] = others[0]
+        else:
+            outcome.objections[row["id"]] = Objection(CHANGED, settled=False)
+
+
+def _for_any_agent(row: Mapping[str, Any]) -> bool:
+    return row["type"] in ORDERS and not row["agent_id"]
+
+
+async def _order_anew(rows: Sequence[db.Row], actor: Actor, priority: int) -> list[NewJob]:
+    made: list[NewJob] = []
+    sets: dict[tuple[str, bool, bool], list[db.Row]] = {}
+    for row in rows:
+        if row["type"] not in ORDERS:
+            continue
+        force = bool(json.loads(row["request"]).get("force"))
+        if row["csr_pem"] and not row["agent_id"]:
+            # Made by a caller, who has its key: each such order has its own.
+            csr = {"csr_pem": row["csr_pem"], "csr_sha256": row["csr_sha256"]}
+            own = Order(type=JobType(row["type"]), force=force, priority=priority, **csr)
+            made += await order([row["certificate_id"]], own, actor)
+        else:
+            sets.setdefault((row["type"], force, bool(row["agent_id"])), []).append(row)
+    for (kind, force, agents), some in sets.items():
+        only = frozenset((row["certificate_id"], row["agent_id"]) for row in some) if agents else None
+        asked = Order(type=JobType(kind), force=force, only=only, priority=priority)
+        made += await order([row["certificate_id"] for row in some], asked, actor)
+    return made
+
+
+async def _deploy_anew(rows: Sequence[db.Row], actor: Actor) -> list[NewJob]:
+    wanted = {(row["target_id"], row["version_id"]) for row in rows if row["type"] == JobType.DEPLOYMENT}
+    if not wanted:
+        return []
+    certificates = [row["certificate_id"] for row in rows if row["type"] == JobType.DEPLOYMENT]
+    fits = [each for each in await fitting(certificates) if (each["target_id"], each["version_id"]) in wanted]
+    return await deploy([each for each in fits if not is_held(each)], actor=actor)
+
+
+class _Undo(Exception):
+    """Ends a transaction without a trace."""
+
+
+async def retry_all(condition: str, bound: Bound, ids: Iterable[str], actor: Actor, *, dry_run: bool) -> Answer:
+    """Try every job again that ``condition`` on ``item`` admits; with ``dry_run`` only count, by doing and undoing it.
+
+    ``ids`` are those that the caller named: whoever is not there is a failure. Each set of jobs is a transaction.
+    """
+    named = list(ids)
+    known = {row["id"] for row in await db.fetch(KNOWN, json.dumps(named))}
+    errors = [{"job_id": id, "error": "Job not found"} for id in named if id not in known]
+    [row] = await db.fetch(db.Sql(OTHERS.format(condition=condition)), *bound.args)
+    retried, skipped, failed = 0, row["others"], len(errors)
+    holders: dict[str, str] = {}
+    page, args = PAGE.format(condition=condition, last=bound.add("\x7f"), most=bound.add(CHUNK)), bound.args
+    while rows := await db.fetch(db.Sql(page), *args):
+        args = [*args[:-2], rows[-1]["id"], CHUNK]
+        outcome = await _retry_page(rows, actor, holders, dry_run=dry_run)
+        retried += len(outcome.done)
+        for id, found in outcome.objections.items():
+            if found.settled:
+                skipped += 1
+                continue
+            failed += 1
+            errors.append({"job_id": id, "error": found.why})
+    told = {"retried": retried, "skipped": skipped, "failed": failed}
+    if not dry_run:
+        await record([Event(actor, "jobs_retried", "job", "", told)])
+    totals = {f"total_{name}": number for name, number in told.items()}
+    return {"total_matched": sum(told.values()), **totals, "errors": errors[:ERRORS]}
+
+
+async def _retry_page(rows: Sequence[db.Row], actor: Actor, holders: dict[str, str], *, dry_run: bool) -> Outcome:
+    outcome = Outcome()
+    with suppress(_Undo):
+        async with db.transaction():
+            await hold(row["certificate_id"] for row in rows if row["certificate_id"])
+            facts = await facts_of([row["id"] for row in rows])
+            outcome = await retry(facts, actor, priority=NORMAL, holders=holders)
+            moved_on = {row["id"] for row in rows} - {row["id"] for row in facts}
+            outcome.objections |= dict.fromkeys(moved_on, Objection("The job was moved on", settled=True))
+            if dry_run:
+                raise _Undo
+    return outcome

@@ -1,0 +1,37 @@
+"""Maintenance windows as the rules of core read them."""
+
+from __future__ import annotations
+
+import json
+from datetime import time
+from functools import lru_cache
+from zoneinfo import ZoneInfo, available_timezones
+
+from certctl_core.windows import DAYS, Window
+
+LOCAL = frozenset({"localtime", "Factory"})
+"""What a machine calls its own zone: names nothing to another one."""
+
+
+@lru_cache(maxsize=1024)
+def of_text(text: str) -> tuple[Window, ...]:
+    """Return the windows that ``renewal_policy.maintenance_windows`` holds."""
+    return tuple(
+        Window(
+            frozenset(DAYS.index(day) for day in each["days"]),
+            time.fromisoformat(each["start"]),
+            time.fromisoformat(each["end"]),
+            ZoneInfo(each["timezone"]),
+        )
+        for each in json.loads(text)
+    )
+
+
+@lru_cache(maxsize=1)
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones() | {"UTC"}) - LOCAL
+
+
+def zone_fault(name: str) -> str | None:
+    """Return what is wrong with the name of a time zone, None if nothing is."""
+    return None if name in _zones() else "is no time zone's IANA name, such as Europe/Berlin"
