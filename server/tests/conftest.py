@@ -29,7 +29,7 @@ from certctl_server.jobs.tables import Job
 from certctl_server.people.tables import Owner, Team
 from certctl_server.rules.tables import RenewalPolicy
 from certctl_server.sealing import Cipher
-from certctl_server.settings import Settings
+from certctl_server.settings import Scheduler, Settings
 from certctl_server.tables import TABLES
 from certctl_server.targets.tables import Target
 
@@ -56,12 +56,44 @@ def sqlite_template(tmp_path_factory):
     return path
 
 
+class Databases:
+    """Migrated databases of one PostgreSQL: the next one is made, and the last one dropped, beside the tests."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self._thread = ThreadPoolExecutor(1)
+        self._next = self._thread.submit(self._make)
+
+    def _make(self):
+        name = f"test_{secrets.token_hex(6)}"
+        self.cluster.run(f"CREATE DATABASE {name} TEMPLATE template_certctl STRATEGY wal_log")
+        return name
+
+    def take(self):
+        name, self._next = self._next.result(), self._thread.submit(self._make)
+        return name
+
+    def drop(self, name):
+        self._thread.submit(self.cluster.run, f"DROP DATABASE {name} WITH (FORCE)")
+
+    def close(self):
+        self._thread.shutdown()
+
+
 @pytest.fixture(scope="session")
 def postgres():
     """A private PostgreSQL with a migrated template database."""
     with Postgres() as cluster:
         _apart(_migrated(cluster.create("template_certctl")))
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def databases(postgres):
+    """Fresh databases, one after the other."""
+    made = Databases(postgres)
+    yield made
+    made.close()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -72,11 +104,10 @@ def database_url(request, tmp_path):
         shutil.copy(request.getfixturevalue("sqlite_template"), path)
         yield f"sqlite://{path}"
         return
-    cluster = request.getfixturevalue("postgres")
-    name = f"test_{secrets.token_hex(6)}"
-    cluster.run(f"CREATE DATABASE {name} TEMPLATE template_certctl STRATEGY wal_log")
-    yield cluster.url(name)
-    cluster.run(f"DROP DATABASE {name} WITH (FORCE)")
+    databases = request.getfixturevalue("databases")
+    name = databases.take()
+    yield databases.cluster.url(name)
+    databases.drop(name)
 
 
 @pytest.fixture
@@ -177,19 +208,32 @@ async def grounds(ctx):
 
 
 @pytest.fixture
-async def runner(ctx, grounds):
-    """Workers of this process, answering bells without a broker."""
+async def employ(ctx, grounds):
+    """Start workers that answer bells, and look by themselves so often; returns the runner."""
     ctx.plugins = plugins.load()
-    instances = Instances(ctx, ConnectorLoop())
-    runner = Runner(ctx, instances, owner="this")
+    instances, hired = Instances(ctx, ConnectorLoop()), []
     instances.loop.start()
-    runner.start()
-    bell.connect(runner.look, lambda *_: None)
-    yield runner
+
+    def start(looks_every):
+        scheduler = Scheduler(job_processor_interval=looks_every)
+        ctx.settings = ctx.settings.model_copy(update={"scheduler": scheduler})
+        hired.append(runner := Runner(ctx, instances, owner="this"))
+        runner.start()
+        bell.connect(runner.look, lambda *_: None)
+        return runner
+
+    yield start
     bell.connect(None, None)
-    await runner.stop()
+    for runner in hired:
+        await runner.stop()
     await instances.aclose()
     await instances.loop.stop()
+
+
+@pytest.fixture
+async def runner(employ):
+    """Workers of this process, which answer bells and find nothing by themselves."""
+    return employ(timedelta(hours=1))
 
 
 @dataclass

@@ -22,7 +22,7 @@ STEPS = {
     "save": (run, "save"),
     "sign": (signing, "signature"),
     "store": (issue, "store"),
-    "end in the transaction": (versions, "end"),
+    "end in the transaction": (versions, "complete"),
     "deploy in the transaction": (versions, "deploy"),
     "take over": (sweeper, "release"),
     "lead": (Leadership, "campaign"),
@@ -38,7 +38,7 @@ def watch(journal):
         told = {"job": attempt.job.id, "fence": attempt.job.fence}
         journal.note("began", **told)
         try:
-            await work(attempt)
+            return await work(attempt)
         finally:
             journal.note("left", **told)
 

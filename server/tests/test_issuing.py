@@ -165,7 +165,7 @@ async def test_a_job_that_loses_its_owner_three_times_fails_as_crashed(runner, c
     assert (job["status"], job["last_error"], job["attempts"]) == (JobState.FAILED, "crashed its worker", 3)
 
 
-async def test_a_stale_owner_can_neither_save_nor_finish(runner, ctx):
+async def test_a_stale_owner_can_neither_save_nor_finish(grounds, ctx):
     bell.connect(None, None)
     _, job_id = await ordered("a.example")
     lease = ctx.settings.job.lease

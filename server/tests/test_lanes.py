@@ -559,13 +559,13 @@ BACKLOG = [
     """
     INSERT INTO certificate (id, name, common_name, sans, status, decided, owner_id, team_id, issuer_id,
         renewal_policy_id, environment, created_at, updated_at)
-    SELECT 'mc-many-' || n, 'many-' || n, 'busy.example', '[]', 'RenewalInProgress', 'RenewalInProgress', 'o', 't',
+    SELECT 'mc-many-' || n, 'many-' || n, 'busy.example', '[]', 'Pending', 'Pending', 'o', 't',
         'iss-busy', 'rp-default', '', {now}, {now} FROM MANY
     """,
     """
     INSERT INTO job (id, type, certificate_id, issuer_id, lane, status, place, due_at, csr_pem, csr_sha256,
         scheduled_at, created_at)
-    SELECT 'job-many-' || n, 'Renewal', 'mc-many-' || n, 'iss-busy', 'issuer:iss-busy', 'Pending', 'many|' || n,
+    SELECT 'job-many-' || n, 'Issuance', 'mc-many-' || n, 'iss-busy', 'issuer:iss-busy', 'Pending', 'many|' || n,
         {after:-3600}, PEM, 'x', {now}, {now} FROM MANY
     """,
 ]

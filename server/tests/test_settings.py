@@ -168,7 +168,7 @@ def test_what_is_not_built_yet_and_would_be_missed_stops_the_start(variable, val
         read({variable: value})
 
 
-@pytest.mark.parametrize("name", ["PKI_HTTP_PORT", "PKI_BASE_URL", "SCHEDULER_NOTIFICATION_PROCESS_INTERVAL"])
+@pytest.mark.parametrize("name", ["PKI_HTTP_PORT", "PKI_BASE_URL"])
 def test_what_is_not_built_yet_is_told(name):
     environ = {f"CERTCTL_{name}": "1"}
     read(environ)

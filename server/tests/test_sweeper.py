@@ -124,7 +124,8 @@ async def test_one_of_many_is_not_the_only_process(sweeper):
     assert await state(job) == ("Running", 0, "worker")
 
 
-async def test_workers_find_what_nobody_rang_for(runner):
+async def test_workers_find_what_nobody_rang_for(employ):
+    employ(timedelta(seconds=1))
     bell.connect(None, None)
     asked = {"notification_id": "gone"}
     new = NewJob(type=JobType.NOTIFICATION, place="n", lane="notifier:n", due=True, request=asked)

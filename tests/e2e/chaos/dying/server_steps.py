@@ -30,7 +30,7 @@ def install():
         "save": (run, "save"),
         "sign": (Authority, "sign"),
         "store": (issue, "store"),
-        "end in the transaction": (versions, "end"),
+        "end in the transaction": (versions, "complete"),
         "deploy in the transaction": (versions, "deploy"),
         "offer": (routes, "offers"),
         "hear a report": (routes, "report"),
