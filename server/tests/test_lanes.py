@@ -38,6 +38,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
+HOUR = budgets.Rate(1, timedelta(hours=1), "account")
 ISSUERS = "/api/v1/issuers"
 EKU = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
 
@@ -221,7 +222,7 @@ async def test_no_more_orders_begin_than_a_rate_allows_whoever_claims(peers, qui
     # The oldest order leaves the window: exactly as many as have left it may follow.
     first = await Budget.select().order_by(Budget.total).first()
     long_ago = db.now() - timedelta(seconds=3600 + 61)
-    await Budget.update(at=long_ago).where(Budget.total == first["total"])
+    await Budget.update(at=long_ago, arrived_at=long_ago).where(Budget.total == first["total"])
     await Job.update(due_at=just_now()).where(Job.due_at.is_not_null())
     await Lane.update(room_at=None).where(Lane.name == "issuer:iss-a")
     assert len(await ids()) == first["orders"]
@@ -232,7 +233,7 @@ async def test_a_full_domain_costs_no_claim_and_does_not_hold_up_the_others(peer
     full = [(await ordered(f"{n}.full.example"))[1] for n in range(5)]
     other = (await ordered("a.other.example"))[1]
     assert await ids(limit=10) == [full[0], other]
-    window = timedelta(seconds=3600 + 60)
+    window = HOUR.window
     moments = []
     for number, id in enumerate(full[1:], start=1):
         row = await row_of(id)
@@ -267,7 +268,7 @@ async def test_while_the_account_has_no_room_what_needs_none_still_goes(peers, q
     assert sorted(await ids()) == sorted([polled.id, crashed.id, revocation.id])
     assert (await row_of(asked[2]))["attempts"] == 0
     lane = await Lane.select().where(Lane.name == "issuer:iss-a").first()
-    assert abs(lane["room_at"] - db.now() - timedelta(seconds=3660)) < timedelta(seconds=30)
+    assert abs(lane["room_at"] - db.now() - HOUR.window) < timedelta(seconds=30)
 
 
 async def test_an_order_that_failed_needs_room_again(peers, quiet):
@@ -281,13 +282,31 @@ async def test_an_order_that_failed_needs_room_again(peers, quiet):
     assert await ids() == []
 
 
+async def test_an_order_counts_as_placed_only_when_it_must_have_arrived(peers, quiet):
+    await set_rates("issuer:iss-a", rate(1, 1, "account"))
+    for name in ("a.example", "b.example"):
+        await ordered(name)
+    [slow] = await claim("one", "issuer:iss-a", limit=5, lease=LEASE)
+    await asyncio.sleep(1.2)  # it may just be about to reach the CA
+    assert await ids() == []
+    await end(slow, job_state.JobState.COMPLETED)
+    assert await ids() == []
+    await asyncio.sleep(1.1)
+    assert len(await ids()) == 1
+    await Budget.update(at=db.now() - budgets.ON_ITS_WAY).where(Budget.arrived_at.is_null())
+    await ordered("c.example")
+    assert await ids() == []
+    await asyncio.sleep(1.1)
+    assert len(await ids()) == 1, "one that hangs at the CA stops the others for a minute, not for ever"
+
+
 async def test_budgets_are_forgotten_when_they_are_past_every_window(peers, quiet):
     await set_rates("issuer:iss-a", rate(1, 60, "account"), rate(5, 3600, "account"))
     await ordered("a.example")
     await ids()
     await budgets.forget()
     [kept] = await Budget.select()
-    assert kept["until"] - kept["at"] == timedelta(seconds=3660)
+    assert kept["until"] - kept["at"] == HOUR.window + budgets.ON_ITS_WAY
     await Budget.update(until=just_now()).where(Budget.total == 1)
     await budgets.forget()
     assert await Budget.count() == 0

@@ -15,7 +15,7 @@ LEADER_SECONDS = 15
 @pytest.fixture(scope="module")
 def cluster():
     """A PostgreSQL of the module's own: it is stopped meanwhile."""
-    with Postgres() as cluster:
+    with Postgres(synchronous_commit="on") as cluster:
         yield cluster
 
 

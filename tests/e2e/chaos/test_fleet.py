@@ -255,7 +255,8 @@ def fleet(request, stage, tmp_path):
     if request.param == "embedded":
         made = Fleet(stage, size, journal)
     else:
-        cluster = stage.stack.enter_context(Postgres())
+        # What is committed stays, also when it is stopped as by a crash.
+        cluster = stage.stack.enter_context(Postgres(synchronous_commit="on"))
         redis = request.getfixturevalue("redis")
         made = Fleet(stage, size, journal, cluster.create("fleet"), cluster, redis)
     offset = 100 if request.param == "scaled" else 1

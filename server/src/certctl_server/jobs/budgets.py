@@ -4,6 +4,9 @@ A rate says how many orders may begin in any stretch of so many seconds: for the
 for one exact set of names. The table ``budget`` keeps a running total for each of these; what was ordered since some
 moment is the difference of two of its rows, each found by an index, however large the rate.
 
+An order that was claimed a moment ago may reach the CA much later. So it counts as placed when it is over, or was
+claimed so long ago that it must have arrived, and until then as if it were placed right now.
+
 An order without room waits: its due moment is moved to when there is some, so that it neither costs a claim nor holds
 up the others of its lane. What is moved there is a plan, and room goes to whoever is best when it is there.
 """
@@ -27,7 +30,11 @@ from certctl_server import db
 from certctl_server.jobs.priorities import FREE, LEVELS, URGENT
 
 ACCOUNT, DOMAIN, NAMES = "account", "domain", "names"
-LEAST_SLACK, MOST_SLACK = timedelta(milliseconds=250), timedelta(minutes=1)
+LEAST_SLACK, MOST_SLACK = timedelta(milliseconds=50), timedelta(minutes=1)
+ON_ITS_WAY = timedelta(minutes=1)
+"""The longest that an order is on its way to the CA: one that hangs there must not stop all others."""
+LOOK_AGAIN = timedelta(milliseconds=250)
+"""How soon to look whether those that are on their way have arrived."""
 # For each rate of each key: what was ordered, what of that is out of the window by now, and when the order was placed
 # that has to leave it before there is room.
 STANDS = db.with_rows(
@@ -36,11 +43,11 @@ STANDS = db.with_rows(
     SELECT asked.key, asked.count, asked.seconds, asked.total,
         (SELECT at FROM budget WHERE lane = $2 AND key = asked.key AND total = asked.total) AS newest,
         coalesce(
-            (SELECT total FROM budget WHERE lane = $2 AND key = asked.key AND at <= asked.since
-                ORDER BY at DESC, total DESC LIMIT 1),
+            (SELECT total FROM budget WHERE lane = $2 AND key = asked.key AND arrived_at <= asked.since
+                ORDER BY arrived_at DESC, total DESC LIMIT 1),
             (SELECT total - orders FROM budget WHERE lane = $2 AND key = asked.key ORDER BY total LIMIT 1)) AS gone,
-        (SELECT at FROM budget WHERE lane = $2 AND key = asked.key AND total > asked.total - asked.count
-            ORDER BY total LIMIT 1) AS before
+        (SELECT coalesce(arrived_at, at) FROM budget WHERE lane = $2 AND key = asked.key
+            AND total > asked.total - asked.count ORDER BY total LIMIT 1) AS before
     FROM (SELECT row.key, row.count, row.since, row.seconds,
             (SELECT max(total) FROM budget WHERE lane = $2 AND key = row.key) AS total FROM {row}) asked
     """,
@@ -66,6 +73,12 @@ SPEND = db.insert_rows(
         "until": "timestamptz",
     },
 )
+ARRIVED = db.Sql(
+    """
+    UPDATE budget SET arrived_at = CASE WHEN at > $2 THEN at ELSE $2 END
+    WHERE lane = $1 AND arrived_at IS NULL AND at < $3
+    """
+)
 WAIT = db.update_rows("job", "id", {"due_at": "timestamptz", "waits_for": "text"})
 FORGET = db.Sql("DELETE FROM budget WHERE until <= (SELECT {now})")
 
@@ -80,8 +93,8 @@ class Rate:
 
     @property
     def window(self) -> timedelta:
-        """``per``, and a little more: what we send in good order may arrive closer together than it was sent."""
-        return self.per + min(max(self.per / 10, LEAST_SLACK), MOST_SLACK)
+        """``per``, and a little more: not everybody's clock is as good as the database's."""
+        return self.per + min(max(self.per / 100, LEAST_SLACK), MOST_SLACK)
 
     @property
     def pace(self) -> timedelta:
@@ -236,7 +249,7 @@ async def _stand(lane: str, rates: Sequence[Rate], keys: set[str], now: datetime
     ]
     found: dict[str, Bucket] = {}
     for row in await db.fetch(STANDS, json.dumps(asked), lane) if asked else []:
-        bucket = _bucket(row)
+        bucket = _bucket(row, now)
         known = found.setdefault(bucket.key, bucket)
         known.room = min(known.room, bucket.room)
         known.pace = max(known.pace, bucket.pace)
@@ -249,11 +262,11 @@ async def _stand(lane: str, rates: Sequence[Rate], keys: set[str], now: datetime
     return found
 
 
-def _bucket(row: db.Row) -> Bucket:
+def _bucket(row: db.Row, now: datetime) -> Bucket:
     window = timedelta(seconds=float(row["seconds"]))
     total = row["total"] or 0
     room = row["count"] - (total - (row["gone"] or 0))
-    free_at = moment_of(row["before"]) + window if room <= 0 else None
+    free_at = max(moment_of(row["before"]) + window, now + LOOK_AGAIN) if room <= 0 else None
     newest = moment_of(row["newest"]) if row["newest"] else None
     return Bucket(row["key"], max(room, 0), total, newest, free_at, window / row["count"])
 
@@ -261,10 +274,16 @@ def _bucket(row: db.Row) -> Bucket:
 def _entry(lane: str, rates: Sequence[Rate], bucket: Bucket, orders: int, now: datetime) -> dict[str, Any]:
     # A clock that was put back must not put an order in front of an older one.
     at = max(now, bucket.newest or now)
-    until = at + max(rate.window for rate in rates if rate.scope == bucket.key.partition(" ")[0])
+    until = at + ON_ITS_WAY + max(rate.window for rate in rates if rate.scope == bucket.key.partition(" ")[0])
     total = bucket.total + orders
     row = {"lane": lane, "key": bucket.key, "total": total, "orders": orders}
     return {**row, "at": text_of(at), "until": text_of(until)}
+
+
+async def arrived(lane: str, oldest: datetime | None, now: datetime) -> None:
+    """Note which orders of ``lane`` are at the CA by now: those before the ``oldest`` that runs, None if none does."""
+    cut = max(oldest or now, now - ON_ITS_WAY)
+    await db.fetch(ARRIVED, lane, now, cut)
 
 
 async def forget() -> None:

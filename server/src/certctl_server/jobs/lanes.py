@@ -36,7 +36,9 @@ FAILING = f"lane.opened > 0 AND (lane.circuit_until > {{now}} OR lane.fault <> '
 _LANE = "SELECT name, concurrency, rates, room_at, fault, faulted, opened, circuit_until, {now} AS now FROM lane"
 # Locked first and looked at afterwards: what another claimer has just taken is seen only by the next statement.
 LANE = db.Sql(postgres=f"{_LANE} WHERE name = $1 FOR UPDATE", sqlite=f"{_LANE} WHERE name = $1")
-RUNNING = db.Sql("SELECT count(*) AS running FROM job WHERE lane = $1 AND status = 'Running'")
+RUNNING = db.Sql(
+    "SELECT count(*) AS running, min(started_at) AS oldest FROM job WHERE lane = $1 AND status = 'Running'"
+)
 _NAMED = "job.id, job.type, job.priority, job.waits_for, c.common_name, c.sans"
 # Each priority is a range of the one index of due jobs: what is not due yet is never walked over. The moment comes as
 # an argument: PostgreSQL looks up no index by a clock that may move on meanwhile.
@@ -106,6 +108,8 @@ class Room:
     """The database's clock."""
     places: int
     rates: tuple[Rate, ...]
+    oldest: datetime | None
+    """When the first of those jobs was claimed that run now."""
     spent: bool
     """The whole budget is: only what costs none may be claimed."""
 
@@ -127,7 +131,8 @@ async def room(lane: str, limit: int) -> Room | None:
         places = min(most - count["running"], limit)
         if places > 0:
             spent = row["room_at"] is not None and row["room_at"] > now
-            return Room(lane, now, places, read_rates(row["rates"]), spent)
+            oldest = moment_of(count["oldest"]) if count["oldest"] else None
+            return Room(lane, now, places, read_rates(row["rates"]), oldest, spent)
     return None
 
 

@@ -161,7 +161,13 @@ CLAIM_POSTGRES = db.Sql(
     """,
     sqlite="SELECT 1",
 )
-CLAIM_THESE = db.Sql(f"UPDATE job SET {_SET} WHERE id IN ({{ids:$3}}) AND due_at IS NOT NULL RETURNING {_TAKEN}")
+# Claimed at the moment at which their room in the budget was taken: by that it is told which are on their way.
+CLAIM_THESE = db.Sql(
+    f"""
+    UPDATE job SET {_SET.replace("started_at = {now}", "started_at = $4")}
+    WHERE id IN ({{ids:$3}}) AND due_at IS NOT NULL RETURNING {_TAKEN}
+    """
+)
 AHEAD = 200
 """How many due jobs are looked at together where those in front turned out to have no room in the budget."""
 ROUNDS = 10
@@ -208,29 +214,30 @@ async def claim(owner: str, lane: str, *, limit: int, lease: timedelta) -> list[
             rows.sort(key=lambda row: (row["priority"], row["due_at"], row["id"]))
         else:
             best = [row["id"] for row in await lanes.look(room, room.places)]
-            rows = await _claim_these(owner, seconds, best)
+            rows = await _claim_these(owner, seconds, room.now, best)
         await record(
             _event(row, "", JobState.RUNNING, SYSTEM, {"attempt": row["attempts"], "worker": owner}) for row in rows
         )
     return [Claimed.of(row) for row in rows]
 
 
-async def _claim_these(owner: str, seconds: float, ids: Sequence[str]) -> list[db.Row]:
+async def _claim_these(owner: str, seconds: float, now: datetime, ids: Sequence[str]) -> list[db.Row]:
     if not ids:
         return []
-    rows = {row["id"]: row for row in await db.fetch(CLAIM_THESE, owner, seconds, json.dumps(ids))}
+    rows = {row["id"]: row for row in await db.fetch(CLAIM_THESE, owner, seconds, json.dumps(ids), now)}
     return [rows[id] for id in ids if id in rows]
 
 
 async def _claim_in_budget(owner: str, seconds: float, room: lanes.Room) -> list[db.Row]:
     """Claim what there is room for; what there is none for waits elsewhere, and the next ones are looked at."""
     claimed: list[db.Row] = []
+    await budgets.arrived(room.lane, room.oldest, room.now)
     for turn in range(ROUNDS):
         left = room.places - len(claimed)
         ahead = AHEAD if turn else 2 * left
         rows = await lanes.look(room, ahead)
         choice = await budgets.choose(room.lane, room.rates, rows, places=left, now=room.now)
-        claimed += await _claim_these(owner, seconds, choice.take)
+        claimed += await _claim_these(owner, seconds, room.now, choice.take)
         if choice.room_at is not None:
             await lanes.close(room.lane, choice.room_at)
             return claimed

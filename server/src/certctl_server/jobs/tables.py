@@ -25,13 +25,17 @@ class Lane(Table):
 
 
 class Budget(Table):
-    """Orders of a lane by what they count against. The real key is (lane, key, total), total the sum so far."""
+    """Orders of a lane by what they count against. The real key is (lane, key, total), total the sum so far.
+
+    Claimed ``at`` that moment, and at the CA by ``arrived_at``, NULL while one of them may still be on its way.
+    """
 
     lane = Varchar(length=160, primary_key=True)
     key = Varchar(length=300)
     total = BigInt()
     orders = BigInt()
     at = Timestamptz()
+    arrived_at = Timestamptz(null=True, default=None)
     until = Timestamptz()
 
 

@@ -34,10 +34,12 @@ STEPS = [
         total BIGINT NOT NULL,
         orders BIGINT NOT NULL,
         at TIMESTAMPTZ NOT NULL,
+        arrived_at TIMESTAMPTZ NULL,
         until TIMESTAMPTZ NOT NULL,
         PRIMARY KEY (lane, key, total))
     """,
-    "CREATE INDEX budget_at ON budget (lane, key, at)",
+    "CREATE INDEX budget_arrived ON budget (lane, key, arrived_at)",
+    "CREATE INDEX budget_on_its_way ON budget (lane, at) WHERE arrived_at IS NULL",
     "CREATE INDEX budget_until ON budget (until)",
 ]
 
