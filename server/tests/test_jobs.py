@@ -1,4 +1,4 @@
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from certctl_core.job import JobState, JobType
@@ -33,7 +33,7 @@ async def put(state, **facts):
     return job.id
 
 
-LATER = {"next_retry_at": db.now() + timedelta(hours=1)}
+LATER = {"next_retry_at": datetime(2100, 1, 1, tzinfo=UTC)}
 OVER = {"place": None}
 
 

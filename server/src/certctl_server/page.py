@@ -71,10 +71,10 @@ def _said(settings: Settings) -> dict[str, str]:
         f'<button type="button" aria-label="Copy {html.escape(line.format(**words))}">Copy</button></div>'
         for why, line in NEXT
     ]
-    embedded = settings.embedded
+    workers = "in processes of their own" if settings.broker else "in every server process"
     return {
         "version": html.escape(version("certctl-server")),
         "database": "SQLite, one file" if settings.database_url.startswith("sqlite:") else "PostgreSQL",
-        "workers": "in this process" if embedded else "in every server process",
+        "workers": "in this process" if settings.embedded else workers,
         "commands": "\n".join(f"<li>{command}</li>" for command in commands),
     }

@@ -170,6 +170,7 @@ CLAIM_THESE = db.Sql(
 )
 AHEAD = 200
 """How many due jobs are looked at together where those in front turned out to have no room in the budget."""
+SPARE = 5
 ROUNDS = 10
 OURS = db.Sql("SELECT id, fence FROM job WHERE id IN ({ids:$2}) AND owner = $1 AND status = 'Running'")
 BEAT = db.Sql(
@@ -234,7 +235,7 @@ async def _claim_in_budget(owner: str, seconds: float, room: lanes.Room) -> list
     await budgets.arrived(room.lane, room.oldest, room.now)
     for turn in range(ROUNDS):
         left = room.places - len(claimed)
-        ahead = AHEAD if turn else 2 * left
+        ahead = AHEAD if turn else left + SPARE
         rows = await lanes.look(room, ahead)
         choice = await budgets.choose(room.lane, room.rates, rows, places=left, now=room.now)
         claimed += await _claim_these(owner, seconds, room.now, choice.take)
