@@ -71,7 +71,7 @@ class TestContract(FileScannerContract):
         ("a.pem", b"", None),
         ("a.pem", KEY.encode(), None),
     ],
-    ids=lambda value: value if isinstance(value, str) else None if value is None else str(len(value)),
+    ids=lambda value: "bytes" if isinstance(value, bytes) else value,
 )
 async def test_the_name_and_the_first_bytes_say_how_a_file_is_read(tmp_path, name, content, found):
     (tmp_path / name).write_bytes(content)
