@@ -69,7 +69,7 @@ async def test_a_word_is_told_to_everyone(process, redis):
     first, second = process(works=False), process(works=False)
     await until(lambda: listeners(redis) == 2)
     first.bell.tell("agent:a")
-    await until(lambda: first.words == second.words == ["agent:a"])
+    await until(lambda: "agent:a" in first.words and "agent:a" in second.words)
 
 
 async def test_a_worker_without_room_leaves_bells_to_others(redis, process):

@@ -5,7 +5,7 @@ import sqlite3
 import threading
 
 import pytest
-from certctl_server.db.lite import KEPT, LONG_ARGUMENT, SHORT_SECONDS, Costs, Lite
+from certctl_server.db.lite import KEPT, LONG_ARGUMENT, SHORT_SECONDS, Costs, Lite, whole
 
 SLOW = """
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
@@ -82,3 +82,15 @@ def test_costs_are_remembered_for_a_bounded_number_of_statements():
         costs.note(f"SELECT {number}", SHORT_SECONDS / 2)
     assert costs.short(f"SELECT {KEPT}", ())
     assert not costs.short("SELECT 0", ())
+
+
+async def test_who_is_told_to_stop_hears_that_and_not_what_became_of_the_work():
+    async def fails():
+        await asyncio.sleep(0.05)
+        raise ConnectionRefusedError
+
+    task = asyncio.create_task(whole(fails()))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -30,6 +30,8 @@ NAMESPACE = "certctl"
 #: Say every three seconds that the broker is away; the doorbell says it once.
 SILENT = (f"dramatiq.worker.ConsumerThread({QUEUE})", f"dramatiq.worker.ConsumerThread({QUEUE}.DQ)")
 TELL = f"{NAMESPACE}:tell"
+AGAIN = "again:"
+"""The word that words may have been missed."""
 LOOK_MS = 250
 """How long an idle listener for lanes waits before it asks Redis again, in the worst case."""
 MOST = 1_000
@@ -143,7 +145,9 @@ class RedisDoorbell:
         for name in SILENT:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         self._trouble = (redis.RedisError, BrokerError, OSError)
-        self._redis: redis.Redis = redis.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=5)
+        self._redis: redis.Redis = redis.Redis.from_url(
+            url, socket_connect_timeout=2, socket_timeout=5, health_check_interval=10
+        )
         self._answers = answers
         broker = RedisBroker(client=self._redis, namespace=NAMESPACE, middleware=[])  # type: ignore[no-untyped-call]
         self._lanes = _Lanes(broker, answers)
@@ -227,6 +231,7 @@ class RedisDoorbell:
                 with self._redis.pubsub(ignore_subscribe_messages=True) as heard:  # type: ignore[no-untyped-call]
                     heard.subscribe(TELL)
                     self._found(down=False)
+                    self._answers.word(AGAIN)  # what was said meanwhile was not heard
                     while not self._stopped:
                         message: Any = heard.get_message(timeout=LOOK_MS / 1000)
                         if message is not None:

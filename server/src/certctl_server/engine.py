@@ -38,6 +38,8 @@ PRESUME_EVERY = timedelta(minutes=1)
 ROLLOUTS_EVERY = timedelta(seconds=5)
 SEAL_EVERY = timedelta(milliseconds=250)
 RESTORES_EVERY = timedelta(seconds=10)
+LOOKS = timedelta(seconds=30)
+"""What waits for a moment costs one look into an index when there is none."""
 LEADS = timedelta(seconds=10)
 """The longest lease of the leader: a third more, and another process leads."""
 
@@ -126,14 +128,14 @@ def loops_of(ctx: Context, sweeper: Sweeper) -> Sequence[Loop]:
     intervals, job = ctx.settings.scheduler, ctx.settings.job
     timeouts = partial(time_out, awaiting_csr=job.awaiting_csr_timeout, awaiting_approval=job.awaiting_approval_timeout)
     return [
-        Loop("renewal", intervals.renewal_check_interval, renewal.scan),
-        Loop(WINDOWS, intervals.renewal_check_interval, windows.look),
-        Loop("notifications", intervals.notification_process_interval, alerts.scan),
+        Loop("renewal", intervals.renewal_check_interval, renewal.scan, looks=LOOKS),
+        Loop(WINDOWS, intervals.renewal_check_interval, windows.look, looks=LOOKS),
+        Loop("notifications", intervals.notification_process_interval, alerts.scan, looks=LOOKS),
         Loop("jobs", intervals.job_processor_interval, sweeper.sweep),
-        Loop("job retry", intervals.retry_interval, sweeper.retry),
+        Loop("job retry", intervals.retry_interval, sweeper.retry, looks=LOOKS),
         Loop("job timeouts", intervals.job_timeout_interval, timeouts),
         Loop("verifications", PRESUME_EVERY, presume),
-        Loop(ROLLOUTS, ROLLOUTS_EVERY, rollout.advance),
+        Loop(ROLLOUTS, ROLLOUTS_EVERY, rollout.advance, looks=LOOKS),
         Loop("agent health", intervals.agent_health_check_interval, watch),
         Loop("status flips", timedelta(seconds=1), renewal.flips),
         Loop("audit sealer", SEAL_EVERY, partial(seal, ctx)),

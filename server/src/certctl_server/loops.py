@@ -22,6 +22,7 @@ from certctl_server.telemetry.metrics import LoopWatch
 log = logging.getLogger(__name__)
 Work: TypeAlias = Callable[[Leadership], Awaitable[datetime | None]]
 SOONEST = timedelta(milliseconds=50)
+PATIENCE = timedelta(seconds=5)
 BEAT_EVERY = timedelta(seconds=20)
 """Fast loops write their beat this often, not at every turn."""
 GRACE = timedelta(minutes=1)
@@ -44,6 +45,14 @@ async def beats() -> list[dict[str, object]]:
     ]
 
 
+async def ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel ``tasks`` until each has ended, also one that took a cancellation for something else."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=PATIENCE.total_seconds())
+
+
 def _tell(event: str, error: Exception, **more: str) -> None:
     """Log what went wrong: trouble of the database in a line, anything else with its whereabouts."""
     if isinstance(error, TROUBLE):
@@ -60,6 +69,8 @@ class Loop:
     interval: timedelta
     work: Work
     at_start: bool = True
+    looks: timedelta | None = None
+    """How often it looks although nothing is known to be due: the word that something is may get lost."""
 
 
 class Loops:
@@ -79,16 +90,14 @@ class Loops:
         self._tasks += [asyncio.create_task(self._turning(loop), name=f"loop {loop.name}") for loop in self._loops]
 
     def poke(self, *names: str) -> None:
-        """Let loops look now: something may have become due sooner than they think."""
-        for name in names:
+        """Let loops look now, all if none is named: something may have become due sooner than they think."""
+        for name in names or self._pokes:
             if name in self._pokes:
                 self._pokes[name].set()
 
     async def stop(self) -> None:
         """End all loops where they may be ended, and resign."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(self._tasks)
         with suppress(*TROUBLE):
             await self._leadership.resign()
 
@@ -96,7 +105,8 @@ class Loops:
         while True:
             led = self._leadership.epoch is not None
             try:
-                leads = await self._leadership.campaign()
+                async with asyncio.timeout(self._lease.total_seconds()):
+                    leads = await self._leadership.campaign()
             except Exception as exc:  # noqa: BLE001  # it is told
                 # Who stops to campaign never leads again: it goes on whatever happened.
                 _tell("leadership cannot be kept", exc)
@@ -144,5 +154,6 @@ class Loops:
     def _wait(self, loop: Loop, due: datetime | None, *, failed: bool) -> timedelta:
         if failed:
             return min(loop.interval, timedelta(seconds=5))
-        spread = loop.interval * (1 + random.uniform(-0.05, 0.05))  # so that replicas do not march in step
+        most = min(loop.interval, loop.looks or loop.interval)
+        spread = most * (1 + random.uniform(-0.05, 0.05))  # so that replicas do not march in step
         return max(SOONEST, min(spread, due - db.now())) if due else spread

@@ -23,10 +23,13 @@ def now() -> datetime:
     return at + timedelta(seconds=time.monotonic() - counted)
 
 
-def follow(at: datetime, asked: float) -> None:
-    """Take ``at`` for what the database's clock showed, on average since ``asked`` on our monotonic one."""
+def follow(at: datetime) -> None:
+    """Take ``at`` for what the database's clock shows, as it did a moment ago.
+
+    So ours is never ahead: what is due now by ours is due by the database's as well.
+    """
     global _anchor  # noqa: PLW0603  # one database per process
-    _anchor = at, (asked + time.monotonic()) / 2
+    _anchor = at, time.monotonic()
 
 
 def forget() -> None:

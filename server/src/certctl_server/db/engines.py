@@ -19,6 +19,8 @@ from certctl_server.db.lite import Costs, Lite, whole
 from certctl_server.db.writer import Writer
 
 READERS = 3
+LONGEST_STATEMENT = 300.0
+"""Seconds; a database whose machine is gone says nothing for ever."""
 # FULL: a committed intent to sign must survive a power cut, not only a crash.
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=1", "busy_timeout=5000", "cache_size=-16000")
 
@@ -187,6 +189,7 @@ class PgEngine(PostgresEngine):
             min_size=1,
             max_size=self._connections,
             reset=_as_it_is,
+            command_timeout=LONGEST_STATEMENT,
             server_settings={"timezone": "UTC", "application_name": "certctl"},
         )
 

@@ -30,13 +30,14 @@ async def whole(work: Awaitable[T]) -> T:
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
-            await asyncio.shield(task)
+            await asyncio.wait([task])
         except asyncio.CancelledError as exc:
             cancelled = exc
-    result = task.result()
     if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # who is told to stop has no more use for it
         raise cancelled
-    return result
+    return task.result()
 
 
 class Costs:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextvars import ContextVar
 from datetime import datetime
@@ -85,9 +84,8 @@ def dialect() -> Dialect:
 async def follow_clock() -> None:
     """Set this process's time by the database's, if that has a clock of its own."""
     if dialect() == "postgres":
-        asked = time.monotonic()
         [row] = await fetch(CLOCK)
-        clock.follow(row["now"], asked)
+        clock.follow(row["now"])
 
 
 def when_clock_jumps(call: Callable[[], object]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from certctl_server import db
 
-AGENT, LOOP = "agent", "loop"
+AGENT, LOOP, AGAIN = "agent", "loop", "again"
 _ring: Callable[[str], object] | None = None
 _poke: Callable[..., object] | None = None
 _tell: Callable[[str], object] | None = None
@@ -69,6 +69,11 @@ def hear(word: str) -> None:
         _wake(name)
     elif kind == LOOP and _poke:
         _poke(name)
+    elif kind == AGAIN:
+        for agent_id in list(_waiting):
+            _wake(agent_id)
+        if _poke:
+            _poke()
 
 
 def _say(kind: str, name: str) -> None:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from certctl_core.csr import CheckedCsr, CsrError, match_names, read_csr
-from certctl_core.errors import RejectedError
+from certctl_core.errors import MisconfiguredError, RejectedError
 from certctl_core.issued import Issued, IssuedError, check_issued
 from certctl_core.issuer import (
     Finder,
@@ -190,13 +190,15 @@ async def _outcome(
     reference = job.run_state.get(PENDING)
     if reference is not None and isinstance(issuer, Poller):
         poller = issuer
-        return await instances.call(issuer, "poll", lambda: poller.poll(PollRequest(reference=str(reference)), run))
+        polled = PollRequest(reference=str(reference))
+        return await _answered(job, instances.call(issuer, "poll", lambda: poller.poll(polled, run)))
     left = await intents.last(job)
-    if left is not None and left["status"] == "open":
+    unknown = left is not None and left["status"] == "unresolved" and isinstance(issuer, Finder)
+    if left is not None and (left["status"] == "open" or unknown):
         found = await _settle(attempt, csr, left, issuer)
         if found is not None:
             return found
-    else:
+    if left is None or left["status"] != "open":
         await intents.begin(job, csr, f"the last attempt {left['status']}" if left else "")
     request = IssueRequest(
         csr_pem=csr.pem,
@@ -208,7 +210,18 @@ async def _outcome(
         no_rev_avail=order.profile.no_rev_avail,
         previous_cert_pem=order.previous_pem,
     )
-    return await instances.call(issuer, "issue", lambda: issuer.issue(request, run))
+    return await _answered(job, instances.call(issuer, "issue", lambda: issuer.issue(request, run)))
+
+
+async def _answered(
+    job: Claimed, call: Awaitable[IssuedCertificate | PendingOrder]
+) -> IssuedCertificate | PendingOrder:
+    """Return what the CA answers. Only what it refuses itself has come to nothing for sure."""
+    try:
+        return await call
+    except (RejectedError, MisconfiguredError) as exc:
+        await intents.close(job, "failed", str(exc))
+        raise
 
 
 async def _settle(

@@ -39,7 +39,9 @@ from certctl_server.jobs.failure import order_failed
 from certctl_server.jobs.orphan import orphaned
 from certctl_server.jobs.revoke import revoke, untold
 from certctl_server.jobs.state import Claimed, beat, claim, end, mine, ours, release, watch_cancelled
+from certctl_server.jobs.tables import Job
 from certctl_server.leader import TROUBLE
+from certctl_server.loops import ended
 from certctl_server.notices import service as notices
 from certctl_server.notices.send import send
 from certctl_server.telemetry.tracing import running
@@ -48,6 +50,7 @@ log = logging.getLogger(__name__)
 ROOM = 4
 """How many times a lane's usual concurrency fits into one process: a slow CA does not take all of it."""
 SOONEST = timedelta(milliseconds=50)
+PATIENCE_SECONDS = 5
 Work: TypeAlias = Callable[["Attempt"], Awaitable[None]]
 CAUSES = {
     TransientError: Cause.TRANSIENT,
@@ -94,10 +97,12 @@ async def _issue(attempt: Attempt) -> None:
 
 async def _send(attempt: Attempt) -> None:
     await send(attempt.job, attempt.run, attempt.instances)
+    await lanes.succeeded(attempt.job.lane)
 
 
 async def _revoke(attempt: Attempt) -> None:
     await revoke(attempt.job, attempt.run, attempt.instances)
+    await lanes.succeeded(attempt.job.lane)
 
 
 WORK: Mapping[JobType, Work] = {
@@ -170,18 +175,22 @@ class Runner:
         self._draining = True
         self._unwatch()
         self.room.set()
+        self._wake.set()
+        if self._tasks:
+            # A claim that is being written ends first, so that its jobs are among those at hand.
+            await asyncio.wait(self._tasks[:1], timeout=PATIENCE_SECONDS)
         if tasks := [task for _, task in self._running.values()]:
             await asyncio.wait(tasks, timeout=patience)
-        for _, task in list(self._running.values()):
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=5)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if tasks := [task for _, task in self._running.values()]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=PATIENCE_SECONDS)
+        await ended(self._tasks)
+        with suppress(*TROUBLE):
+            await release(Job.owner == self.owner, reason="the process stopped", crashed=False)
 
     async def _claiming(self) -> None:
-        while True:
+        while not self._draining:
             await self._wake.wait()
             self._wake.clear()
             try:
@@ -264,10 +273,11 @@ class Runner:
                 continue
             now, ids = time.monotonic(), [job.id for job, _ in held]
             try:
-                if now - beaten < every:
-                    alive = await ours(self.owner, ids)
-                else:
-                    beaten, alive = now, await beat(self.owner, ids, lease=lease)
+                async with asyncio.timeout(lease.total_seconds()):
+                    if now - beaten < every:
+                        alive = await ours(self.owner, ids)
+                    else:
+                        beaten, alive = now, await beat(self.owner, ids, lease=lease)
             except Exception as exc:
                 log.warning("leases cannot be extended", extra={"jobs": len(held)}, exc_info=exc)
                 continue
@@ -343,7 +353,7 @@ class Runner:
                 bell.poke("job retry")
                 await _tell_lane(job, lanes.fault_of(cause, message, about), message, retry_after, cause)
                 if job.type in ORDERS:
-                    await self._order_failed(job, cause, message, over=wait is None)
+                    await self._order_failed(job, message, over=wait is None)
                 if job.type is JobType.REVOCATION and wait is None:
                     await untold(job.id, job.certificate_id, job.issuer_id, job.request["serial_number"], message)
                 if job.type is JobType.NOTIFICATION:
@@ -352,7 +362,7 @@ class Runner:
                         job.request["notification_id"], message, over=wait is None, next_retry_at=again
                     )
 
-    async def _order_failed(self, job: Claimed, cause: Cause, message: str, *, over: bool) -> None:
-        if cause in {Cause.REJECTED, Cause.MISCONFIGURED}:
-            await intents.close(job, "failed", message)
+    async def _order_failed(self, job: Claimed, message: str, *, over: bool) -> None:
+        if over:
+            await intents.close(job, "unresolved", message)
         await order_failed(job.id, job.type, job.certificate_id, message, over=over)

@@ -198,7 +198,7 @@ UNTIL_OPEN = db.Sql(
 )
 EXPIRED = db.Sql(
     """SELECT id, type, fence, beat, owner, certificate_id FROM job
-    WHERE lease_until IS NOT NULL AND lease_until <= {now} ORDER BY lease_until LIMIT 500"""
+    WHERE lease_until IS NOT NULL AND lease_until <= {now} ORDER BY lease_until"""
 )
 
 

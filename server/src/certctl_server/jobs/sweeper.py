@@ -45,9 +45,12 @@ SHORTEN = db.Sql("UPDATE job SET lease_until = {after:$1} WHERE lease_until > {a
 SET_BACK = (
     db.Sql("UPDATE job SET due_at = {now} WHERE due_at > {now}"),
     db.Sql("UPDATE job SET offer_at = {now} WHERE offer_at > {after:3660} AND (opens_at IS NULL OR opens_at <= {now})"),
+    db.Sql("UPDATE job SET next_retry_at = {now} WHERE next_retry_at > {after:93600}"),
     db.Sql("UPDATE lane SET circuit_until = {after:3600} WHERE circuit_until > {after:3600}"),
     db.Sql("UPDATE lane SET room_at = {now} WHERE room_at > {now}"),
 )
+AT_ONCE = 500
+"""Jobs that one transaction takes over."""
 AGENT = "agent:"
 
 
@@ -73,27 +76,30 @@ class Sweeper:
         self._longest = max(lease, agents).total_seconds()
         self._monotonic = monotonic
         self._jumps, self._jumped = Jumps(), -math.inf
+        self._set_back = False
         self._alone = alone
         self._stillness = Stillness(monotonic)
 
     async def sweep(self, leadership: Leadership) -> datetime | None:
         """Take over what the dead left behind, and put in front what has become urgent."""
         await self._heed_clock(leadership)
-        await self._take_over(leadership)
+        more = await self._take_over(leadership)
         async with leadership.leading():
             for lane in await lanes.hurry():
                 bell.ring(lane)
-        return None
+        return db.now() if more else None
 
     async def _heed_clock(self, leadership: Leadership) -> None:
         await db.follow_clock()
         jump = self._jumps.since()
         if abs(jump) > A_JUMP:
             self._jumped = self._monotonic()
-        if jump < -A_JUMP:
+            self._set_back = self._set_back or jump < timedelta()
+        if self._set_back:
             async with leadership.leading():
                 for statement in SET_BACK:
                     await db.fetch(statement)
+            self._set_back = False
             bell.poke("job retry")
 
     async def retry(self, leadership: Leadership) -> datetime | None:
@@ -102,18 +108,23 @@ class Sweeper:
             _ring(await retry_due(db.now()))
         return await db.moment(NEXT_RETRY)
 
-    async def _take_over(self, leadership: Leadership) -> None:
+    async def _take_over(self, leadership: Leadership) -> bool:
+        """Whether there are more than were taken over."""
         rows = await db.fetch(EXPIRED)
         self._stillness.keep_only({row["id"] for row in rows})
-        dead = [row for row in rows if self._is_dead(row)]
+        every = [row for row in rows if self._is_dead(row)]
+        dead = every[:AT_ONCE]
         async with leadership.leading():
             await db.fetch(SHORTEN, self._longest, 2 * self._longest)
             await hold(row["certificate_id"] for row in dead if row["certificate_id"])
-            for fence in sorted({row["fence"] for row in dead}):
-                ids = [row["id"] for row in dead if row["fence"] == fence]
-                freed = await release(Job.id.is_in(ids) & (Job.fence == fence), reason="its lease ran out")
+            # Whoever has beaten or reported since lives.
+            for fence, beat in sorted({(row["fence"], row["beat"]) for row in dead}):
+                ids = [row["id"] for row in dead if (row["fence"], row["beat"]) == (fence, beat)]
+                still = Job.id.is_in(ids) & (Job.fence == fence) & (Job.beat == beat)
+                freed = await release(still, reason="its lease ran out")
                 await _given_back(freed)
                 metrics.leases_expired(row["type"] == JobType.DEPLOYMENT for row in freed)
+        return len(every) > len(dead)
 
     def _is_dead(self, row: db.Row) -> bool:
         if self._runs(row["id"]):
@@ -139,14 +150,20 @@ async def time_out(leadership: Leadership, awaiting_csr: timedelta, awaiting_app
     now = db.now()
     async with leadership.leading():
         moved: list[db.Row] = []
-        if outlived := [row["id"] for row in await db.fetch(OUTLIVED)]:
+        outlived = [row["id"] for row in await db.fetch(OUTLIVED)]
+        silent = (Job.scheduled_at < now - awaiting_csr) & (Job.csr_pem == "")
+        old = Job.scheduled_at < now - awaiting_approval
+        # Certificates before jobs, as everybody takes them.
+        await hold_of(
+            Job.id.is_in(outlived or [""])
+            | (silent & (Job.status == JobState.AWAITING_CSR))
+            | (old & (Job.status == JobState.AWAITING_APPROVAL))
+        )
+        if outlived:
             moved += await cancel(Job.id.is_in(outlived), actor=SYSTEM, reason="the version has expired")
             await db.fetch(CALLED_OFF, json.dumps(outlived))
-        silent = (Job.scheduled_at < now - awaiting_csr) & (Job.csr_pem == "")
-        await hold_of(silent & (Job.status == JobState.AWAITING_CSR))
         text = "no agent answered with a CSR in time"
         await ended(await move(silent, JobState.AWAITING_CSR, JobState.FAILED, last_error=text), text)
-        old = Job.scheduled_at < now - awaiting_approval
         waiting = (JobState.AWAITING_APPROVAL,)
         moved += await cancel(old, actor=SYSTEM, reason="nobody approved it in time", states=waiting)
         await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
