@@ -45,6 +45,8 @@ async def members(client, **criteria):
         ({"match_version": ">=2, !=2.10.1, <=3"}, ["linux", "six"]),
         ({"match_version": ">=3.0.0"}, []),
         ({"match_os": "linux", "enabled": False}, []),
+        ({"match_version": " "}, []),
+        ({"match_version": " ", "match_os": " linux ", "match_ip_cidr": " "}, ["arm", "linux"]),
     ],
     ids=str,
 )

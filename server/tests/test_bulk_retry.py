@@ -1,10 +1,13 @@
+import json
+
 import pytest
 from certctl_core.job import JobState, JobType
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM
 from certctl_server.audit.tables import AuditEvent
 from certctl_server.certificates.tables import Certificate
-from certctl_server.jobs.create import NewJob, create
+from certctl_server.jobs.create import NewJob, create, notification_place, revocation_place
+from certctl_server.jobs.priorities import FREE
 from certctl_server.jobs.tables import Job, Lane
 
 PATH = "jobs/bulk-retry"
@@ -134,6 +137,31 @@ async def test_cancelled_deployments_are_made_anew_where_they_still_fit(fleet, m
     assert await asked(fleet, filter={"type": "Deployment", "status": "Cancelled"}) == (totals(1, 1, 0, 0), {})
     [again] = await machine.work()
     assert again["id"] != item["id"]
+
+
+async def test_what_was_to_be_said_and_was_cancelled_is_said_after_all(fleet):
+    """A CA, and people, are told what they were to be told: nobody else remembers it."""
+    id, lane = await fleet.certificate("a.example"), "issuer:iss-local"
+    request = {"version_id": "v", "serial_number": "01", "reason": 4}
+    more = {"certificate_id": id, "issuer_id": "iss-local", "priority": FREE, "max_attempts": 10}
+    telling = NewJob(
+        type=JobType.REVOCATION, place=revocation_place("iss-local", "01"), lane=lane, request=request, **more
+    )
+    asked_ = {"notification_id": "nf", "notifier_id": "nt"}
+    saying = NewJob(type=JobType.NOTIFICATION, place=notification_place("nf"), lane="notifier:nt", request=asked_)
+    await create([telling, saying], SYSTEM)
+    await Lane.update(concurrency=0).where(Lane.name.is_in([lane, "notifier:nt"]))
+    for old in (telling, saying):
+        assert (await fleet.post(f"jobs/{old.id}/cancel")).status_code == 200
+        answer = await fleet.post(f"jobs/{old.id}/retry")
+        assert answer.status_code == 200, answer.text
+        new = await Job.select().where(Job.id == answer.json()["job_id"]).first()
+        kept = ("type", "certificate_id", "issuer_id", "lane", "priority", "max_attempts", "place")
+        assert {name: new[name] for name in kept} == {name: getattr(old, name) for name in kept}
+        assert (new["id"] != old.id, json.loads(new["request"]), new["status"]) == (True, old.request, "Pending")
+        assert new["due_at"] is not None
+        again = await fleet.post(f"jobs/{old.id}/retry")
+        assert (again.status_code, "has its place" in again.json()["message"]) == (409, True)
 
 
 async def test_viewers_retry_nothing(fleet, connect):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from certctl_core.job import JobState, JobType
@@ -12,7 +12,8 @@ from certctl_server.agents.tables import Agent
 from certctl_server.audit.chain import HEAD_FILE
 from certctl_server.audit.record import SYSTEM
 from certctl_server.certificates.create import Wanted, create
-from certctl_server.certificates.tables import Certificate
+from certctl_server.certificates.tables import Certificate, CertificateTarget, CertificateVersion
+from certctl_server.db import clock
 from certctl_server.doctor import examine
 from certctl_server.doctor_findings import State
 from certctl_server.issuers.tables import Issuer
@@ -23,7 +24,12 @@ from certctl_server.jobs.tables import Job, LoopBeat
 from certctl_server.leader import Leadership
 from certctl_server.main import main
 from certctl_server.settings import Settings
+from certctl_server.targets.tables import Target
 from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
 DAY = timedelta(days=1)
@@ -54,6 +60,13 @@ async def sound(ctx, grounds):
 async def ordered(name="a.example"):
     wanted = Wanted(common_name="", sans=(name,), owner_id="o", team_id="t", issuer_id="iss-local")
     return await create(wanted, SYSTEM)
+
+
+def authority(end):
+    """The certificate of a CA that ends then."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, end - 9999 * DAY, end)
+    return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
 async def agent(id, **more):
@@ -106,7 +119,19 @@ async def overdue():
 
 async def expired():
     id, _ = await ordered()
-    await db.fetch(db.Sql("UPDATE certificate SET status = 'Expired' WHERE id = $1"), id)
+    await Certificate.update(expires_at=db.now() - DAY).where(Certificate.id == id)
+
+
+async def expired_on_a_target():
+    id, _ = await ordered()
+    times = {"created_at": db.now(), "updated_at": db.now()}
+    for target, enabled in (("on", True), ("off", False)):
+        await Target.insert(Target(id=target, name=target, type="NGINX", enabled=enabled, status="ready", **times))
+    # Of two certificates one is there on a target that nobody looks at.
+    for each, target in ((id, "on"), ((await ordered("b.example"))[0], "off")):
+        await Certificate.update(expires_at=db.now() + DAY).where(Certificate.id == each)
+        place = CertificateTarget(certificate_id=each, target_id=target, not_after=db.now() - DAY)
+        await CertificateTarget.insert(place)
 
 
 async def incomplete():
@@ -140,6 +165,7 @@ ILLS = {
     "clocks of agents": (lambda: agent("fast", status="Online", clock_offset_ms=-400_000), State.WARN, "1 agents"),
     "renewals": (overdue, State.WARN, "1 certificates have been due"),
     "expired": (expired, State.WARN, "1 certificates have expired"),
+    "expired, on a target": (expired_on_a_target, State.WARN, "1 certificates have expired"),
     "issuers": (incomplete, State.WARN, "iss-local is not configured whole"),
     "issuers, failing": (failing, State.FAIL, "iss-local fails"),
     "loops": (late_loop, State.WARN, "late: retention"),
@@ -163,6 +189,38 @@ async def test_a_ca_that_ends_soon_is_told(sound, fleet, look, monkeypatch):
     monkeypatch.setattr(doctor_database, "CA_SOON", 9999 * DAY)
     [finding] = (await look())["CA certificates"]
     assert finding.state is State.WARN
+
+
+async def test_the_ca_of_the_newest_version_that_is_not_archived_is_looked_at(sound, fleet, look):
+    machine = await fleet.machine("a")
+    first = await fleet.served(machine)
+    second = await fleet.certificate("b.example", targets=["tgt-a"])
+    await machine.answer_orders()
+    assert (await fleet.post(f"certificates/{first}/renew", force=True)).status_code == 202
+    await machine.answer_orders()
+    ends = [db.now() + years * 365 * DAY for years in (1, 2, 3)]
+    rows = await CertificateVersion.select().order_by(CertificateVersion.created_at)
+    for row, end in zip(rows, ends, strict=True):
+        [leaf, *_] = x509.load_pem_x509_certificates(row["pem_chain"].encode())
+        pem = leaf.public_bytes(serialization.Encoding.PEM).decode() + authority(end)
+        await CertificateVersion.update(pem_chain=pem).where(CertificateVersion.id == row["id"])
+    [finding] = (await look())["CA certificates"]
+    assert f"{ends[2]:%Y-%m-%d}" in finding.found, "renewed last, made first"
+    assert (await fleet.people.delete(f"/api/v1/certificates/{first}")).is_success
+    [finding] = (await look())["CA certificates"]
+    assert f"{ends[1]:%Y-%m-%d}" in finding.found
+    assert second == rows[1]["certificate_id"]
+
+
+async def test_a_clock_that_the_process_follows_is_compared_with_this_machines(sound, look, monkeypatch):
+    assert (await look())["clock"][0].state is State.OK
+    monkeypatch.setattr(doctor_database, "NOW", db.Sql("SELECT {after:600} AS now"))
+    clock.follow(datetime.now(UTC) + timedelta(seconds=600))
+    try:
+        [finding] = (await look())["clock"]
+    finally:
+        clock.forget()
+    assert finding.state is State.FAIL, finding
 
 
 async def test_another_key_is_told(sound, ctx, look):

@@ -94,3 +94,14 @@ async def test_who_is_told_to_stop_hears_that_and_not_what_became_of_the_work():
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_no_statement_runs_beside_a_close(tmp_path):
+    connection = await Lite.open(Costs(), database=tmp_path / "closed.db", isolation_level=None)
+    for _ in range(2):
+        await connection.fetch("SELECT 1")
+    closing = asyncio.create_task(connection.close())
+    await asyncio.sleep(0)
+    with pytest.raises(sqlite3.ProgrammingError):
+        await connection.fetch("SELECT 1")
+    await closing

@@ -20,12 +20,13 @@ from certctl_server.audit.sealer import seal_pass
 from certctl_server.audit.verify import lines, verify
 from certctl_server.auth.keys import authenticate_token, create_token
 from certctl_server.certificates.create import Wanted, create
-from certctl_server.certificates.tables import CertificateVersion, Rollout
+from certctl_server.certificates.status import TRIES
+from certctl_server.certificates.tables import CertificateTarget, CertificateVersion, Rollout
 from certctl_server.connectors.run import CallRun, JobRun
 from certctl_server.issuers.tables import Issuer as IssuerRow
 from certctl_server.jobs import bell, intents
 from certctl_server.jobs.state import claim, release
-from certctl_server.jobs.tables import Intent, Job, Lease
+from certctl_server.jobs.tables import Intent, Job, Lane, Lease
 from certctl_server.leader import Leadership, NotLeading
 from certctl_server.notices.tables import Notification, Notifier
 from certctl_server.notices.tell import Notice, tell
@@ -262,6 +263,9 @@ async def test_a_deployment_of_before_is_not_done_again(fleet, past, notice, hap
 async def test_a_rollout_sends_and_puts_back_nothing_more_by_itself(fleet, past, notice, happens):
     machine = await fleet.machine("a")
     plan = {"waves": [50, 100], "soak_seconds": 3600, "max_failures": 0}
+    times = {"created_at": db.now(), "updated_at": db.now()}
+    await Notifier.insert(Notifier(id="nt", name="nt", type="Webhook", status="ready", **times))
+    await Lane.insert(Lane(name="notifier:nt", concurrency=0))
     assert (await fleet.post("renewal-policies", id="rp-waves", name="waves", rollout=plan)).status_code == 201
     targets = [await fleet.target(f"tgt-{n}", machine) for n in range(2)]
     id = await fleet.certificate("a.example", targets=targets, renewal_policy_id="rp-waves")
@@ -278,6 +282,13 @@ async def test_a_rollout_sends_and_puts_back_nothing_more_by_itself(fleet, past,
     assert await machine.work() == []
     assert (await fleet.get(f"certificates/{id}"))["last_error"] == restored.CALLED_OFF_BY
     assert [row["rollouts_halted"] for row in await told()] == [1]
+    rows = await CertificateTarget.select()
+    assert [(row["state"], row["failures"]) for row in rows] == [("failed", TRIES)] * 2, "held back, not on its way"
+    assert (await fleet.status(id))[0] == "Failed"
+    [notice_] = await Notification.select().where(Notification.type == "DeploymentFailure")
+    assert (notice_["certificate_id"], restored.CALLED_OFF_BY in notice_["message"]) == (id, True)
+    assert (notice_["subject"], notice_["status"]) == ("The rollout of a.example was halted", "pending")
+    assert [row["status"] for row in await Job.select().where(Job.type == "Notification")] == ["Pending"]
 
 
 async def ordered(name, issuer_id="iss-local"):

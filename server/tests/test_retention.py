@@ -9,7 +9,7 @@ from certctl_core.job import JobState, JobType
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM
 from certctl_server.certificates.status import settle
-from certctl_server.certificates.tables import Certificate
+from certctl_server.certificates.tables import Certificate, Revocation
 from certctl_server.jobs import retention
 from certctl_server.jobs.create import NewJob, create
 from certctl_server.jobs.retention import forget
@@ -156,13 +156,19 @@ async def test_what_nobody_can_say_any_more_is_kept(grounds, fleet, leadership, 
     id = await fleet.certificate("a.example")
     order = await over(JobType.RENEWAL, JobState.CANCELLED, certificate_id=id, issuer_id="iss-local")
     untold = await over(JobType.REVOCATION, JobState.FAILED, certificate_id=id, issuer_id="iss-local")
+    unsaid = await over(JobType.REVOCATION, JobState.CANCELLED, certificate_id=id, issuer_id="iss-local")
+    known = await fleet.certificate("b.example")
+    said = await over(JobType.REVOCATION, JobState.CANCELLED, certificate_id=known, issuer_id="iss-local")
+    for each, state in ((id, "pending"), (known, "confirmed")):
+        more = {"issuer_id": "iss-local", "serial_number": each, "certificate_id": each}
+        await Revocation.insert(Revocation(id=each, state=state, revoked_at=db.now(), **more))
     settled = await over(JobType.RENEWAL, JobState.CANCELLED, certificate_id=id, issuer_id="iss-local")
     for job_id, status in ((order, "unresolved"), (settled, "failed")):
         await db.fetch(INTENT, job_id, id, status, db.now())
     await aged(KEPT + DAY)
     await forget(leadership, KEPT)
-    assert {order, untold} <= await left()
-    assert settled not in await left()
+    assert {order, untold, unsaid} <= await left()
+    assert not {settled, said} & await left()
 
 
 async def test_what_stays_does_not_stand_before_what_goes(fleet, leadership, aged, monkeypatch):

@@ -8,13 +8,14 @@ from certctl_core.job import JobState
 from certctl_server import db
 from certctl_server.agents import budget
 from certctl_server.audit.tables import AuditEvent
-from certctl_server.certificates import rollout, rollout_state
+from certctl_server.certificates import rollout, rollout_state, windows
 from certctl_server.certificates.rollout_state import SILENCE
 from certctl_server.certificates.tables import Certificate, CertificateTarget, CertificateVersion, Rollout
 from certctl_server.jobs.state import retry_due
 from certctl_server.jobs.tables import Job
 from certctl_server.leader import Leadership
 from certctl_server.notices.tables import Notification, Notifier
+from certctl_server.targets import service as targets
 
 PLAN = {"waves": [25, 50, 100], "soak_seconds": 60, "max_failures": 0}
 
@@ -260,6 +261,160 @@ async def test_a_dead_agent_counts_as_failed_after_the_time_of_three_tries(shop,
     assert (await shop.fleet.status(shop.id))[0] == "Failed"
 
 
+async def late(target, by=SILENCE):
+    """Let the open deployment to a target have been made so long ago."""
+    past = db.now() - by
+    await Job.update(scheduled_at=past, offer_at=past).where((Job.target_id == target) & Job.place.is_not_null())
+
+
+async def far_window(shop):
+    """Let changes be made in one hour of the day, most of a day away."""
+    start, end = ((db.now() + timedelta(hours=each)).strftime("%H:%M") for each in (20, 21))
+    every = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+    body = {"maintenance_windows": [{"days": every, "start": start, "end": end, "timezone": "UTC"}]}
+    assert (await shop.fleet.people.put("/api/v1/renewal-policies/rp", json=body)).is_success
+
+
+async def test_an_agent_that_finds_no_room_in_its_group_is_not_silent(shop, go):
+    shop, machine = await shop()
+    other = await shop.fleet.machine("busy")
+    await shop.fleet.certificate("b.example", targets=[await shop.fleet.target("tgt-b", other)])
+    await other.answer_orders()
+    for each in (machine, other):
+        await each.beat(os="linux")
+    group = {"id": "edge", "name": "edge", "match_os": "linux", "max_concurrent_deployments": 1}
+    assert (await shop.fleet.post("agent-groups", **group)).status_code == 201
+    assert len(await other.work()) == 1
+    await shop.renew(machine)
+    await go()
+    await late("t0")
+    assert await machine.work() == []
+    await shop.wake()
+    await go()
+    assert (await shop.rollout())["status"] == "Running"
+    await late("t0")
+    await shop.wake()
+    await go()
+    assert (await shop.rollout())["status"] == "Halted", "who does not even ask is"
+
+
+async def test_an_agent_is_waited_for_from_when_its_target_is_enabled_again(shop, go):
+    shop, machine = await shop()
+    await shop.renew(machine)
+    await go()
+    path = "/api/v1/targets/t0"
+    assert (await shop.fleet.people.put(path, json={"enabled": False})).is_success
+    await late("t0")
+    assert (await shop.fleet.people.put(path, json={"enabled": True})).is_success
+    await shop.wake()
+    await go()
+    assert (await shop.rollout())["status"] == "Running"
+
+
+async def test_what_an_agent_had_begun_before_it_started_again_is_waited_for_anew(shop, go):
+    shop, machine = await shop()
+    await machine.beat(boot_id="one")
+    await shop.renew(machine)
+    await go()
+    await late("t0")
+    [item] = await machine.work()
+    assert (await machine.report(item["id"], "Running")).status_code == 200
+    await machine.beat(boot_id="two")
+    await shop.wake()
+    await go()
+    assert (await shop.rollout())["status"] == "Running"
+    await Job.update(started_at=db.now() - SILENCE).where(Job.id == item["id"])
+    await shop.wake()
+    await go()
+    assert (await shop.rollout())["status"] == "Halted"
+
+
+@pytest.mark.parametrize("missed", ["whole", "part", "disabled"])
+async def test_a_window_that_closed_over_a_deployment_that_nobody_began_counts_as_failed(shop, go, leader, missed):
+    shop, machine = await shop()
+    await shop.renew(machine)
+    await go()
+    await far_window(shop)
+    [job] = [row for row in await shop.fleet.jobs(shop.id, target_id="t0") if row["place"]]
+    # Half an hour was open, and is over.
+    opened, closed = db.now() - timedelta(minutes=40), db.now() - timedelta(minutes=10)
+    began = opened + timedelta(minutes=5 if missed == "part" else 0)
+    await Job.update(opens_at=opened, window_at=closed, scheduled_at=began, offer_at=began).where(Job.id == job["id"])
+    if missed == "disabled":
+        assert (await shop.fleet.people.put("/api/v1/targets/t0", json={"enabled": False})).is_success
+    await windows.look(leader)
+    if missed == "disabled":
+        assert (await shop.fleet.people.put("/api/v1/targets/t0", json={"enabled": True})).is_success
+    await go()
+    assert (await shop.rollout())["status"] == ("Halted" if missed == "whole" else "Running")
+
+
+async def test_what_a_halted_rollout_puts_back_stays_free_of_windows_that_change(shop, go):
+    shop, machine = await shop(plan={"waves": [50, 100], "soak_seconds": 0, "max_failures": 0})
+    await shop.renew(machine)
+    await go()
+    item = next(item for item in await machine.work() if item["target_id"] == "t0")
+    await machine.report(item["id"], "Running")
+    await machine.verify(item)
+    await machine.report(item["id"], "Completed")
+    await fail(machine, "t1")
+    await go()
+    await far_window(shop)
+    assert [item["target_id"] for item in await machine.deploy_all()] == ["t0"]
+    assert await shop.at() == "1111"
+
+
+async def test_what_a_halted_rollout_held_back_is_not_sent_by_the_next_one(fleet, go):
+    await fleet.post("renewal-policies", id="rp", name="rp")
+    machines = [await fleet.machine(f"ag-{n}") for n in range(2)]
+    names = [await fleet.target(f"t{n}", machine) for n, machine in enumerate(machines)]
+    shop = Shop(fleet, await fleet.certificate("a.example", targets=names, renewal_policy_id="rp"), names)
+    for machine in machines:
+        await machine.answer_orders()
+    for machine in machines:
+        await machine.deploy_all()
+    plan = {"waves": [50, 100], "soak_seconds": 0, "max_failures": 0}
+    await fleet.people.put("/api/v1/renewal-policies/rp", json={"rollout": plan})
+    await shop.renew(*machines)
+    await go()
+    await fail(machines[0], "t0")
+    await go()
+    assert (await shop.rollout())["status"] == "Halted"
+    await shop.renew(machines[0])
+    await go()
+    assert await shop.open() == ["t0"]
+    await machines[0].deploy_all()
+    await go()
+    await go(soaked=True)
+    assert await shop.open() == [], "its version is the one that was halted"
+    await machines[1].answer_orders()
+    await go()
+    assert await shop.open() == ["t1"]
+    await machines[1].deploy_all()
+    await go()
+    assert (await shop.rollout(), await shop.at()) == (None, "56")
+
+
+async def test_a_halted_rollout_that_goes_on_tries_what_was_tolerated_before_anew(shop, go):
+    shop, machine = await shop(plan={"waves": [25, 50, 100], "soak_seconds": 0, "max_failures": 1})
+    await shop.renew(machine)
+    await go()
+    await fail(machine, "t0")
+    await go()
+    await fail(machine, "t1")
+    await go()
+    assert (await shop.rollout())["status"] == "Halted"
+    assert (await shop.fleet.post(f"certificates/{shop.id}/deploy")).status_code == 202
+    rows = [row for row in await shop.fleet.jobs(shop.id, type="Deployment") if row["place"]]
+    assert {(row["target_id"], row["status"], row["failures"]) for row in rows} == {
+        ("t0", "Pending", 0),
+        ("t1", "Pending", 0),
+    }
+    assert sorted(item["target_id"] for item in await machine.deploy_all()) == ["t0", "t1"]
+    await go()
+    assert await shop.open() == ["t2", "t3"]
+
+
 async def test_a_halted_rollout_goes_on_when_a_person_deploys(shop, go):
     shop, machine = await shop()
     await shop.renew(machine)
@@ -472,8 +627,10 @@ async def test_the_next_step_is_written_down_and_found_after_a_crash(shop, go, l
         (rollout_state.TARGETS, ('["mc"]',)),
         (rollout_state.POKE, ('["mc"]',)),
         (budget.OPEN, ('["g"]',)),
+        (budget.NOT_SILENT, ("ag", -300.0)),
+        (targets.REACHABLE, ("tgt",)),
     ],
-    ids=["due", "next", "targets", "poke", "open changes"],
+    ids=["due", "next", "targets", "poke", "open changes", "not silent", "reachable"],
 )
 async def test_no_statement_walks_through_jobs_or_rollouts(database, sql, args):
     explained = db.Sql(postgres=f"EXPLAIN {sql.postgres}", sqlite=f"EXPLAIN QUERY PLAN {sql.sqlite}")

@@ -243,6 +243,20 @@ async def test_an_expiry_within_two_days_overrides_and_is_said_loudly_once_per_v
     assert await overridden() == (4, 2), "the deployments replace the same versions"
 
 
+async def test_what_was_made_elsewhere_and_ends_at_the_same_moment_is_told_one_by_one(fleet, leadership):
+    machine = await fleet.machine("ag-1")
+    target = await fleet.target("tgt", machine)
+    ids = [await fleet.certificate(f"n{n}.example", status="Active", targets=[target]) for n in range(2)]
+    await put(fleet, (10 * HOUR, 11 * HOUR))
+    end = db.now() + 47 * HOUR
+    await Certificate.update(not_before=end - 90 * DAY, expires_at=end).where(Certificate.id.is_in(ids))
+    await settle(ids)
+    await scan(leadership)
+    assert await overridden() == (2, 2)
+    told = await Notification.select().where(Notification.subject == "Maintenance windows are overridden")
+    assert {row["certificate_id"] for row in told} == set(ids)
+
+
 async def test_an_expiry_that_comes_near_while_a_deployment_waits_overrides(fleet, leadership):
     machine = await fleet.machine("ag-1")
     id = await fleet.served(machine)

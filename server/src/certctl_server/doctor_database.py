@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 from certctl_core.errors import MisconfiguredError
@@ -34,9 +34,9 @@ ISSUERS = db.Sql(f"SELECT item.id, {STATUS} AS status FROM issuer item WHERE ite
 CHAINS = db.Sql(
     """
     SELECT i.id, v.pem_chain FROM issuer i JOIN certificate_version v ON v.id = (
-        SELECT c.version_id FROM certificate c WHERE c.issuer_id = i.id AND c.version_id IS NOT NULL
-        ORDER BY c.created_at DESC, c.id DESC LIMIT 1)
-    WHERE v.issuer_id = i.id ORDER BY i.id
+        SELECT n.id FROM certificate_version n JOIN certificate c ON c.id = n.certificate_id
+        WHERE n.issuer_id = i.id AND c.archived_at IS NULL ORDER BY n.created_at DESC, n.id DESC LIMIT 1)
+    ORDER BY i.id
     """
 )
 
@@ -125,9 +125,14 @@ COUNTS = (
     Count(
         "expired",
         State.WARN,
-        db.Sql("SELECT count(*) AS n FROM certificate WHERE status = 'Expired'"),
-        "certificates have expired",
-        "certctl certs list --status Expired: renew or archive them",
+        # Not by status: one that is being renewed, or whose renewal failed, has expired all the same.
+        db.Sql(
+            "SELECT count(*) AS n FROM certificate c WHERE c.archived_at IS NULL AND c.revoked_at IS NULL"
+            " AND (c.expires_at <= {now} OR EXISTS (SELECT 1 FROM certificate_target m JOIN target t"
+            " ON t.id = m.target_id WHERE m.certificate_id = c.id AND t.enabled AND m.not_after <= {now}))"
+        ),
+        "certificates have expired, or what a target has of them",
+        "certctl certs list --sort expires_at, and certs deployments of each: renew, deploy or archive them",
     ),
 )
 
@@ -171,7 +176,8 @@ async def _schema(_: Settings) -> AsyncIterator[Finding]:
 
 
 async def _clock(_: Settings) -> AsyncIterator[Finding]:
-    before, theirs, after = db.now(), await db.moment(NOW), db.now()
+    # This machine's own clock: a process that follows the database's would compare that with itself.
+    before, theirs, after = datetime.now(UTC), await db.moment(NOW), datetime.now(UTC)
     assert theirs is not None  # noqa: S101  # a clock is never NULL
     off = max(before - theirs, theirs - after, timedelta())
     state = State.OK if off <= SKEW else State.FAIL

@@ -20,6 +20,7 @@ from certctl_server import db
 from certctl_server.audit import chain, sealer, witness
 from certctl_server.audit.record import SYSTEM, Event, record
 from certctl_server.audit.witness import EPOCH, Witness
+from certctl_server.certificates.rollout import halt_all
 from certctl_server.certificates.status import CHUNK, hold_of, settle
 from certctl_server.certificates.versions import CALLED_OFF
 from certctl_server.context import Context
@@ -27,6 +28,7 @@ from certctl_server.jobs.intents import RESTORED
 from certctl_server.jobs.state import cancel
 from certctl_server.jobs.tables import Job
 from certctl_server.leader import NAME, Leadership, NotLeading
+from certctl_server.notices.tell import tell
 from certctl_server.sealing import Cipher, recall
 from certctl_server.settings import Settings
 
@@ -70,9 +72,6 @@ DOUBTED = db.Sql(
 )
 IN_DOUBT = db.Sql("SELECT count(*) AS n FROM intent WHERE status = 'open'")
 SAY = db.Sql("UPDATE certificate SET last_error = $2 WHERE id IN ({ids:$1})")
-HALT = db.Sql(
-    "UPDATE rollout SET status = 'Halted', due_at = NULL, reason = $1 WHERE status = 'Running' RETURNING certificate_id"
-)
 UNSENT = db.Sql(
     """
     UPDATE notification SET status = 'dead', next_retry_at = NULL,
@@ -182,8 +181,8 @@ async def _nothing_twice() -> dict[str, Any]:
     gone = await cancel(deployments, actor=SYSTEM, reason=CALLED_OFF_BY)
     ids = json.dumps([row["id"] for row in gone])
     # Else the next wave would send the same older version, and what was called off be put back.
-    halted = [row["certificate_id"] for row in await db.fetch(HALT, CALLED_OFF_BY)]
-    certificates = sorted({*halted, *(row["certificate_id"] for row in gone)})
+    halted = await halt_all(CALLED_OFF_BY)
+    certificates = sorted({*(notice.certificate_id for notice in halted), *(row["certificate_id"] for row in gone)})
     await db.fetch(CALLED_OFF, ids)
     await db.fetch(SAY, json.dumps(certificates), CALLED_OFF_BY)
     for start in range(0, len(certificates), CHUNK):
@@ -191,9 +190,12 @@ async def _nothing_twice() -> dict[str, Any]:
     await db.fetch(DOUBT, RESTORED)
     await db.fetch(DOUBTED, RESTORED)
     await cancel(messages, actor=SYSTEM, reason="the database was restored")
+    unsent = len(await db.fetch(UNSENT))
+    # Only now: these are of after the restore.
+    await tell(*halted)
     return {
         "deployments_called_off": len(gone),
         "rollouts_halted": len(halted),
         "orders_in_doubt": (await db.fetch(IN_DOUBT))[0]["n"],
-        "messages_called_off": len(await db.fetch(UNSENT)),
+        "messages_called_off": unsent,
     }

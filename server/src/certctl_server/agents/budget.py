@@ -19,6 +19,7 @@ PATIENCE = timedelta(seconds=45)
 NOT_SINCE = -PATIENCE.total_seconds()
 FRESH = timedelta(seconds=15)
 """A place in line is written down again only when it is older than this."""
+NOTED = timedelta(minutes=5)
 WOKEN = 5
 #: The groups with a bound that agent $1 is in, locked in one order.
 _GROUPS = f"""
@@ -58,6 +59,14 @@ WAIT = db.Sql(
     """
 )
 SERVED = db.Sql("DELETE FROM agent_group_wait WHERE agent_id = $1")
+# A rollout counts silence from then on (certificates/rollout_state.py): who asks and gets nothing is not silent.
+# Written down again after minutes only, however often it asks.
+NOT_SILENT = db.Sql(
+    """
+    UPDATE job SET scheduled_at = {now} WHERE agent_id = $1 AND offer_at <= {now} AND type = 'Deployment'
+        AND status = 'Pending' AND scheduled_at <= {after:$2}
+    """
+)
 LINE = db.Sql("SELECT agent_id FROM agent_group_wait WHERE asked_at > {after:$1} ORDER BY since LIMIT $2")
 
 
@@ -73,6 +82,8 @@ async def room(agent_id: str, wanted: int) -> int:
     ahead = {row["id"]: row["waiting"] for row in await db.fetch(AHEAD, ids, agent_id, NOT_SINCE)}
     free = {group["id"]: group["most"] - taken.get(group["id"], 0) - ahead.get(group["id"], 0) for group in groups}
     places = max(0, min(wanted, *map(int, free.values())))
+    if places < wanted:
+        await db.fetch(NOT_SILENT, agent_id, -NOTED.total_seconds())
     if places:
         # With what it got it has had its turn, whatever else it waits for.
         await db.fetch(SERVED, agent_id)

@@ -45,22 +45,23 @@ def agent_keys(agent: Mapping[str, Any]) -> dict[str, str | None]:
 def group_keys(group: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the columns that hold a group's criteria as keys, and a fault for each criterion that is none."""
     faults: dict[str, str] = {}
+    given = {name: group[f"match_{name}"].strip() for name in ("os", "architecture", "ip_cidr", "version")}
     keys: dict[str, Any] = {
-        "os_key": group["match_os"].casefold(),
-        "architecture_key": group["match_architecture"].casefold(),
+        "os_key": given["os"].casefold(),
+        "architecture_key": given["architecture"].casefold(),
         "ip_from": "",
         "ip_until": "",
+        "has_criteria": any(given.values()),
     }
-    if cidr := group["match_ip_cidr"]:
+    if cidr := given["ip_cidr"]:
         try:
             keys["ip_from"], keys["ip_until"] = _range(cidr)
         except ValueError:
             faults["match_ip_cidr"] = "is no network such as 10.0.0.0/8 or 2001:db8::/32"
     try:
-        keys |= _versions(group["match_version"]).columns()
+        keys |= _versions(given["version"]).columns()
     except ValueError as exc:
         faults["match_version"] = str(exc)
-    keys["has_criteria"] = any(group[f"match_{name}"] for name in ("os", "architecture", "ip_cidr", "version"))
     return keys, faults
 
 
@@ -135,7 +136,7 @@ def _versions(text: str) -> _Versions:
     Raises:
         ValueError: in words for the client.
     """
-    if not text.strip():
+    if not text:
         return _Versions()
     found, wrong = _Versions(LOWEST, HIGHEST), []
     for part in map(str.strip, text.split(",")):

@@ -25,7 +25,7 @@ from certctl_server.certificates.windows import start_now
 from certctl_server.errors import conflict, invalid
 from certctl_server.ids import new_id
 from certctl_server.jobs import bell
-from certctl_server.jobs.create import NewJob, create, lane_of_issuer
+from certctl_server.jobs.create import NewJob, create, lane_of_issuer, revocation_place
 from certctl_server.jobs.issue import accept, ordered
 from certctl_server.jobs.priorities import FREE, URGENT
 from certctl_server.jobs.state import cancel
@@ -295,7 +295,7 @@ def revocation_job(certificate_id: str, issuer_id: str, serial_number: str, requ
     """Return the job that tells an issuer."""
     return NewJob(
         type=JobType.REVOCATION,
-        place=f"revoke|{issuer_id}|{serial_number}",
+        place=revocation_place(issuer_id, serial_number),
         certificate_id=certificate_id,
         issuer_id=issuer_id,
         lane=lane_of_issuer(issuer_id),

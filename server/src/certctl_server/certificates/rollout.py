@@ -29,6 +29,7 @@ from certctl_server.certificates.rollout_state import (
     targets_of,
 )
 from certctl_server.certificates.status import TRIES, hold, settle
+from certctl_server.certificates.timing import PUT_BACK
 from certctl_server.certificates.versions import CALLED_OFF, deploy, fitting
 from certctl_server.jobs import bell
 from certctl_server.jobs.state import cancel
@@ -45,14 +46,26 @@ OF = """SELECT r.*, c.name, c.version_id FROM rollout r JOIN certificate c ON c.
     WHERE r.certificate_id IN ({ids:$1})"""
 UNDER_WAY = db.Sql(f"{OF} AND r.status = 'Running'")
 HALTED_ONES = db.Sql(f"{OF} AND r.status = 'Halted'")
+_FAILED = f"state = 'failed', failures = CASE WHEN failures < {TRIES} THEN {TRIES} ELSE failures END"
 GIVEN_UP = db.with_rows(
     ROW,
     f"""
-    UPDATE certificate_target SET state = 'failed', failures = CASE WHEN failures < {TRIES} THEN {TRIES} ELSE failures
-        END FROM {{row}}
+    UPDATE certificate_target SET {_FAILED} FROM {{row}}
     WHERE certificate_target.certificate_id = row.certificate_id AND certificate_target.target_id = row.target_id
     """,  # noqa: S608  # ours
 )
+ALL_HELD_GIVEN_UP = db.Sql(
+    f"""
+    UPDATE certificate_target SET {_FAILED} WHERE (certificate_id, target_id) IN (
+        SELECT h.certificate_id, h.target_id FROM rollout r JOIN rollout_target h ON h.certificate_id = r.certificate_id
+        WHERE r.status = 'Running' AND h.wave IS NULL)
+    """  # noqa: S608  # ours
+)
+ALL_UNDER_WAY = db.Sql(
+    """SELECT r.*, c.name, c.version_id FROM rollout r JOIN certificate c ON c.id = r.certificate_id
+    WHERE r.status = 'Running' ORDER BY r.certificate_id"""
+)
+HALT_ALL = db.Sql("UPDATE rollout SET status = 'Halted', due_at = NULL, reason = $1 WHERE status = 'Running'")
 SAY = db.update_rows("certificate", "id", {"last_error": "text"})
 
 
@@ -167,11 +180,23 @@ async def _halt(moves: Sequence[Move]) -> None:
     if lacking:
         await db.fetch(GIVEN_UP, json.dumps([{name: row[name] for name in ROW} for row in lacking]))
     # An emergency: what was put in place does not wait for a window to be taken away.
-    await _deploy(back, "previous_version_id", SYSTEM, maintenance_windows="[]")
+    await _deploy(back, "previous_version_id", SYSTEM, maintenance_windows="[]", **{PUT_BACK: True})
     await record(_halted(move, reached, back) for move in moves)
     if moves:
         await db.fetch(SAY, json.dumps([{"id": move.certificate_id, "last_error": _why(move)} for move in moves]))
-    await tell(*(_told_of_halt(move) for move in moves))
+    told = "the targets of that wave get back what they had, the others keep what they have"
+    await tell(*(_told_of_halt(move.rollout, f"{_why(move)}; {told}") for move in moves))
+
+
+async def halt_all(reason: str) -> list[Notice]:
+    """Halt every rollout that is under way, and put nothing back; return what is to be told of each.
+
+    The caller calls off their deployments, says why on the certificates, and settles them.
+    """
+    rollouts = await db.fetch(ALL_UNDER_WAY)
+    await db.fetch(ALL_HELD_GIVEN_UP)
+    await db.fetch(HALT_ALL, reason)
+    return [_told_of_halt(rollout, f"{reason}; every target keeps what it has") for rollout in rollouts]
 
 
 def _was_reached(row: db.Row) -> bool:
@@ -203,12 +228,10 @@ def _event(move: Move, action: str, actor: Actor, **details: Any) -> Event:
     return Event(actor, action, "certificate", move.certificate_id, {"wave": wave, **details})
 
 
-def _told_of_halt(move: Move) -> Notice:
-    name = move.rollout["name"]
-    text = f"{_why(move)}; the targets of that wave get back what they had, the others keep what they have"
-    occurrence = f"{move.certificate_id}|{move.rollout['version_id']}|{move.rollout['started_at']}|halted"
-    subject = f"The rollout of {name} was halted"
-    return Notice("DeploymentFailure", move.certificate_id, subject, text, "critical", occurrence)
+def _told_of_halt(rollout: db.Row, text: str) -> Notice:
+    id = rollout["certificate_id"]
+    occurrence = f"{id}|{rollout['version_id']}|{rollout['started_at']}|halted"
+    return Notice("DeploymentFailure", id, f"The rollout of {rollout['name']} was halted", text, "critical", occurrence)
 
 
 def _overridden(move: Move) -> Notice:
@@ -246,6 +269,9 @@ async def release(certificate_id: str, target_id: str, actor: Actor) -> None:
         resumed = {"status": RUNNING, "passed_at": None, "due_at": now, "reason": "", "started_at": now}
         await put([rollout | resumed])
         await put_targets([row | {"wave": None} for row in again])
+        # Else what is tried on from an earlier wave would keep its tries, and its time.
+        if tried := [row["job_id"] for row in again if row["job_id"]]:
+            await cancel(Job.id.is_in(tried), actor=actor, reason="the rollout goes on, and tries anew")
         await await_again(again)
         told = {"wave": rollout["wave"] + 1}
         await record([Event(actor, "rollout_resumed", "certificate", certificate_id, told)])

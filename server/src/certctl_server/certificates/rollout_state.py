@@ -26,6 +26,8 @@ LOOP = "rollouts"
 RUNNING, HALTED = "Running", "Halted"
 SILENCE = timedelta(hours=2)
 """As long as three tries take: a deployment that its agent has not begun by then, or tries no sooner, has failed."""
+MISSED = "missed_at"
+"""In a deployment's request: the end of the last whole maintenance window in which nobody began it."""
 THERE = frozenset({DeploymentState.SERVED, DeploymentState.DEPLOYED})
 AT_ONCE = {"waves": [100], "soak_seconds": 0, "max_failures": 1_000_000}
 """The plan for targets in a rollout whose policy has none any more."""
@@ -55,6 +57,13 @@ ARRIVED = db.Sql(
             AND m.state IN ('served', 'deployed'))
     """
 )
+# What was held back by a rollout that was halted is sent to nobody by the next one.
+DROP_HALTED = db.Sql(
+    """
+    DELETE FROM rollout_target WHERE certificate_id IN ({ids:$1}) AND wave IS NULL AND EXISTS (
+        SELECT 1 FROM rollout r WHERE r.certificate_id = rollout_target.certificate_id AND r.status = 'Halted')
+    """
+)
 AWAITS = db.with_rows(
     ROW,
     """
@@ -68,7 +77,7 @@ TARGETS = db.Sql(
         m.not_before AS there_from, m.not_after AS there_until, h.version_id, h.previous_version_id, h.wave,
         v.not_after, v.revoked_at, v.agent_id AS made_for,
         b.not_after AS previous_until, b.revoked_at AS previous_revoked_at,
-        j.id AS job_id, j.status AS job_status, j.scheduled_at, j.next_retry_at,
+        j.id AS job_id, j.status AS job_status, j.scheduled_at, j.started_at, j.next_retry_at, j.request,
         EXISTS (SELECT 1 FROM job o
             WHERE o.place = 'order|' || m.certificate_id || '|' || t.agent_id) AS expected,
         EXISTS (SELECT 1 FROM agent_key k JOIN agent a ON a.id = k.agent_id WHERE k.agent_id = t.agent_id
@@ -118,6 +127,7 @@ async def _enter(fresh: Mapping[str, list[db.Row]]) -> None:
     started = [_begun(id, fresh[id][0]["rollout"], now) for id in anew]
     joined = [row | {"due_at": now} for id, row in known.items() if id not in anew and row["status"] == RUNNING]
     await db.fetch(ARRIVED, json.dumps(anew))
+    await db.fetch(DROP_HALTED, json.dumps(anew))
     await put(started + joined)
     targets = [row for rows in fresh.values() for row in rows]
     await put_targets([_held(row) for row in targets])
@@ -204,10 +214,23 @@ def _is_given_up(row: db.Row, now: datetime) -> bool:
         case None:
             return True
         case JobState.PENDING:
-            return bool(row["scheduled_at"] <= now - SILENCE)
+            return _is_silent(row, now)
         case JobState.FAILED:
             return bool(row["next_retry_at"] is None or row["next_retry_at"] > now + SILENCE)
     return False
+
+
+def _is_silent(row: db.Row, now: datetime) -> bool:
+    """Whether nobody began what its agent could have had for too long, or over a whole maintenance window.
+
+    ``scheduled_at`` is moved on by what keeps the agent from it: no room in a group, a target that is disabled.
+    """
+    # What came back from an agent that died had been begun: it is waited for from then on.
+    begun = row["started_at"]
+    missed = json.loads(row["request"]).get(MISSED)
+    if missed and (begun is None or begun < datetime.fromisoformat(missed)):
+        return True
+    return bool(max(row["scheduled_at"], begun or row["scheduled_at"]) <= now - SILENCE)
 
 
 def standing(rollout: db.Row, rows: Sequence[db.Row], now: datetime) -> Standing:

@@ -20,6 +20,8 @@ from certctl_server.rules.windows import of_text
 
 LOOP = "maintenance windows"
 """The loop that looks at jobs again when ``window_at`` has come."""
+PUT_BACK = "put_back"
+"""In a deployment's request: it takes away what a halted rollout brought, and waits for no window."""
 NAMES = db.Sql("SELECT id, name FROM certificate WHERE id IN ({ids:$1})")
 
 
@@ -100,7 +102,9 @@ async def announce(held: Iterable[Held], overriding: Iterable[Overriding]) -> No
     wanted = json.dumps(sorted({job.certificate_id for job in jobs}))
     names = {row["id"]: row["name"] for row in await db.fetch(NAMES, wanted)}
     await record(_event(job) for job in jobs)
-    await tell(*{job.expiring.version: _notice(job, names[job.certificate_id]) for job in jobs}.values())
+    # What was made elsewhere has no version but its end, which others may share.
+    told = {(job.certificate_id, job.expiring.version): _notice(job, names[job.certificate_id]) for job in jobs}
+    await tell(*told.values())
 
 
 def _event(job: Overriding) -> Event:

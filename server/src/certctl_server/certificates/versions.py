@@ -21,7 +21,7 @@ from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Actor, Event, record
 from certctl_server.certificates.rollout_state import admitted
 from certctl_server.certificates.status import hold, settle
-from certctl_server.certificates.timing import Expiring, announce_new, replaced_on_target, timed
+from certctl_server.certificates.timing import PUT_BACK, Expiring, announce_new, replaced_on_target, timed
 from certctl_server.ids import new_id
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import NewJob, create, deployment_place
@@ -256,6 +256,7 @@ def _deployment(row: db.Row, after: timedelta, traceparent: str) -> tuple[NewJob
         offered=True,
         offered_after=after,
         **held,
+        request={PUT_BACK: True} if row.get(PUT_BACK) else {},
         traceparent=traceparent,
     )
     return job, expiring if overrides else None

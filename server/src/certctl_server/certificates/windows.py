@@ -12,8 +12,10 @@ from certctl_core.job import ORDERS, JobState, JobType
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Actor, Event, record
 from certctl_server.certificates.orders import ask_for_csr
+from certctl_server.certificates.rollout_state import MISSED, poke
 from certctl_server.certificates.status import hold
 from certctl_server.certificates.timing import (
+    PUT_BACK,
     Expiring,
     Held,
     Overriding,
@@ -31,9 +33,11 @@ NEXT = db.Sql("SELECT min(window_at) AS due_at FROM job WHERE window_at IS NOT N
 OPEN = db.Sql("SELECT id FROM job WHERE certificate_id IN ({ids:$1}) AND place IS NOT NULL")
 _FACTS = """
     SELECT j.id, j.type, j.status, j.certificate_id, j.agent_id, j.version_id, j.csr_sha256, j.request, j.offer_at,
-        j.opens_at, j.window_at, j.scheduled_at, p.maintenance_windows, c.expires_at, v.not_after,
-        m.version_id AS there, m.not_after AS there_until, n.id AS agents_version, n.not_after AS agents_until
+        j.opens_at, j.window_at, j.scheduled_at, p.maintenance_windows, c.expires_at, t.enabled,
+        v.not_after, m.version_id AS there, m.not_after AS there_until, n.id AS agents_version,
+        n.not_after AS agents_until
     FROM job j JOIN certificate c ON c.id = j.certificate_id JOIN renewal_policy p ON p.id = c.renewal_policy_id
+        LEFT JOIN target t ON t.id = j.target_id
         LEFT JOIN certificate_version v ON v.id = j.version_id
         LEFT JOIN certificate_target m ON m.certificate_id = j.certificate_id AND m.target_id = j.target_id
         LEFT JOIN certificate_version n ON n.certificate_id = j.certificate_id AND n.version = (
@@ -51,6 +55,7 @@ WRITE = db.update_rows(
         "window_at": "timestamptz",
         "offer_at": "timestamptz",
         "scheduled_at": "timestamptz",
+        "request": "text",
     },
 )
 FREE = db.Sql(
@@ -99,10 +104,12 @@ async def _time(ids: Sequence[str]) -> None:
         type_, expiring = JobType(row["type"]), _expiring(row)
         held, overrides = timed(type_, row["maintenance_windows"], expiring, now)
         times.append(held)
-        turns.append({"id": row["id"], **held, **_turn(row, held["opens_at"], now)})
+        request = _missing(row) if _is_missed(row, now) else row["request"]
+        turns.append({"id": row["id"], **held, **_turn(row, held["opens_at"], now), "request": request})
         if overrides and expiring and row["window_at"] is not None:
             overriding.append(Overriding(row["id"], type_, row["certificate_id"], expiring))
     await db.fetch(WRITE, json.dumps(turns, default=str))
+    await poke(row["certificate_id"] for row in rows if _is_missed(row, now))
     await _begin(row for row, held in zip(rows, times, strict=True) if (held["opens_at"] or now) <= now)
     await announce(times, overriding)
 
@@ -116,10 +123,25 @@ async def _begin(rows: Iterable[db.Row]) -> None:
 
 
 def _is_held(row: db.Row) -> bool:
-    """Deployments always, orders if the scan made them and no agent was asked yet."""
-    if row["type"] == JobType.DEPLOYMENT or row["window_at"] is not None:
+    """Deployments but for what a halted rollout puts back, orders if the scan made them and no agent was asked yet."""
+    asked = json.loads(row["request"])
+    if row["type"] == JobType.DEPLOYMENT:
+        return not asked.get(PUT_BACK)
+    if row["window_at"] is not None:
         return True
-    return row["status"] == JobState.AWAITING_APPROVAL and bool(json.loads(row["request"]).get("automatic"))
+    return row["status"] == JobState.AWAITING_APPROVAL and bool(asked.get("automatic"))
+
+
+def _is_missed(row: db.Row, now: datetime) -> bool:
+    """Whether a window has closed over a deployment that could have been begun all the while."""
+    opened, closed = row["opens_at"], row["window_at"]
+    if row["type"] != JobType.DEPLOYMENT or row["status"] != JobState.PENDING or not row["enabled"]:
+        return False
+    return bool(opened and closed and row["scheduled_at"] <= opened < closed <= now)
+
+
+def _missing(row: db.Row) -> str:
+    return json.dumps({**json.loads(row["request"]), MISSED: row["window_at"].isoformat()})
 
 
 def _is_unasked(row: db.Row) -> bool:

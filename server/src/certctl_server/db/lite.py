@@ -66,6 +66,7 @@ class Lite:
         self.raw = connection
         self._costs = costs
         self._thread = thread
+        self._closed = False
 
     @classmethod
     async def open(cls, costs: Costs, **options: Any) -> Lite:
@@ -91,22 +92,31 @@ class Lite:
         Raises:
             sqlite3.Error: as SQLite says.
         """
+        self._check_open()
         if self._costs.short(text, args):
             return self._run(text, args)
         return await self._away(lambda: self._run(text, args))
 
     async def wait(self, text: str) -> None:
         """Run a statement without rows that may wait for the disk or for a lock."""
+        self._check_open()
         await self._away(lambda: self.raw.execute(text))
 
     def mark(self, text: str) -> None:
         """Run a statement without rows that waits for nothing, such as SAVEPOINT."""
+        self._check_open()
         self.raw.execute(text)
 
     async def close(self) -> None:
-        """Close the connection, after what runs on it."""
+        """Close the connection, after what runs on it; what comes later is refused."""
+        # Before the thread begins: a statement on the loop beside a close in the thread would crash the process.
+        self._closed = True
         await self._away(self.raw.close)
         self._thread.shutdown(wait=False)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise sqlite3.ProgrammingError("the database is closed")
 
     def _run(self, text: str, args: Sequence[Any]) -> list[dict[str, Any]]:
         began = time.thread_time()

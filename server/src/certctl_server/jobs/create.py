@@ -126,3 +126,13 @@ def order_place(certificate_id: str, agent_id: str | None) -> str:
 def deployment_place(version_id: str, target_id: str) -> str:
     """One open Deployment per version and target."""
     return f"deploy|{version_id}|{target_id}"
+
+
+def revocation_place(issuer_id: str, serial_number: str) -> str:
+    """One open Revocation per certificate that an issuer signed."""
+    return f"revoke|{issuer_id}|{serial_number}"
+
+
+def notification_place(notification_id: str) -> str:
+    """One open Notification per message."""
+    return f"notification|{notification_id}"

@@ -26,7 +26,8 @@ _NEEDED = """
         EXISTS (SELECT 1 FROM intent i WHERE i.job_id = j.id AND i.status IN ('open', 'unresolved'))
         OR EXISTS (SELECT 1 FROM certificate_target m
             WHERE m.certificate_id = j.certificate_id AND m.target_id = j.target_id AND m.last_job_id = j.id)
-        OR (j.type = 'Revocation' AND j.status = 'Failed')
+        OR (j.type = 'Revocation' AND (j.status = 'Failed' OR (j.status = 'Cancelled' AND EXISTS (
+            SELECT 1 FROM revocation r WHERE r.certificate_id = j.certificate_id AND r.state = 'pending'))))
         OR (j.type IN ('Issuance', 'Renewal') AND j.status <> 'Cancelled' AND NOT EXISTS (
             SELECT 1 FROM job n WHERE n.certificate_id = j.certificate_id AND n.type IN ('Issuance', 'Renewal')
                 AND n.status <> 'Cancelled' AND coalesce(n.agent_id, '') = coalesce(j.agent_id, '')

@@ -18,7 +18,14 @@ from certctl_server.certificates.status import hold, settle
 from certctl_server.certificates.versions import deploy, fitting
 from certctl_server.filters import Bound
 from certctl_server.jobs import bell
-from certctl_server.jobs.create import NewJob, deployment_place, order_place
+from certctl_server.jobs.create import (
+    NewJob,
+    create,
+    deployment_place,
+    notification_place,
+    order_place,
+    revocation_place,
+)
 from certctl_server.jobs.priorities import NORMAL
 from certctl_server.jobs.state import requeue
 from certctl_server.jobs.tables import Job
@@ -43,6 +50,7 @@ FACTS = db.Sql(
 HOLDERS = db.Sql("SELECT place, id FROM job WHERE place IN ({ids:$1})")
 KNOWN = db.Sql("SELECT id FROM job WHERE id IN ({ids:$1})")
 SET_PLACES = db.update_rows("job", "id", {"place": "text"})
+TELLING = frozenset({JobType.REVOCATION, JobType.NOTIFICATION})
 Answer: TypeAlias = dict[str, Any]
 
 
@@ -68,7 +76,14 @@ def place_of(row: Mapping[str, Any]) -> str:
     """Return the place that a job takes while it is open."""
     if row["type"] == JobType.DEPLOYMENT:
         return deployment_place(row["version_id"], row["target_id"])
-    return order_place(row["certificate_id"], row["agent_id"]) if row["type"] in ORDERS else f"retried|{row['id']}"
+    if row["type"] in ORDERS:
+        return order_place(row["certificate_id"], row["agent_id"])
+    asked = json.loads(row["request"])
+    if row["type"] == JobType.REVOCATION:
+        return revocation_place(row["issuer_id"], asked["serial_number"])
+    return (
+        notification_place(asked["notification_id"]) if row["type"] == JobType.NOTIFICATION else f"retried|{row['id']}"
+    )
 
 
 async def facts_of(ids: Sequence[str]) -> list[db.Row]:
@@ -137,7 +152,11 @@ async def _again(rows: Sequence[db.Row], actor: Actor, priority: int, outcome: O
 
 async def _anew(rows: Sequence[db.Row], actor: Actor, priority: int, outcome: Outcome) -> None:
     """Make jobs like those that were cancelled."""
-    made = [*await _order_anew(rows, actor, priority), *await _deploy_anew(rows, actor)]
+    made = [
+        *await _order_anew(rows, actor, priority),
+        *await _deploy_anew(rows, actor),
+        *await _tell_anew(rows, actor),
+    ]
     by_place = {job.place: job.id for job in made}
     for row in rows:
         if job_id := by_place.get(place_of(row)):
@@ -180,6 +199,26 @@ async def _deploy_anew(rows: Sequence[db.Row], actor: Actor) -> list[NewJob]:
     certificates = [row["certificate_id"] for row in rows if row["type"] == JobType.DEPLOYMENT]
     fits = [each for each in await fitting(certificates) if (each["target_id"], each["version_id"]) in wanted]
     return await deploy([each for each in fits if not is_held(each)], actor=actor)
+
+
+async def _tell_anew(rows: Sequence[db.Row], actor: Actor) -> list[NewJob]:
+    """What was to be said, to a CA or to people, is still to be said: nothing follows it by itself."""
+    made = await create([_like(row) for row in rows if row["type"] in TELLING], actor)
+    for lane in {job.lane for job in made}:
+        bell.ring(lane)
+    return made
+
+
+def _like(row: db.Row) -> NewJob:
+    same = {name: row[name] for name in ("certificate_id", "issuer_id", "lane", "max_attempts")}
+    return NewJob(
+        type=JobType(row["type"]),
+        place=place_of(row),
+        priority=row["urgency"],
+        due=True,
+        request=json.loads(row["request"]),
+        **same,
+    )
 
 
 class _Undo(Exception):

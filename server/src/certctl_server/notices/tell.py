@@ -16,7 +16,7 @@ from certctl_server import db
 from certctl_server.audit.record import SYSTEM
 from certctl_server.ids import new_id
 from certctl_server.jobs import bell
-from certctl_server.jobs.create import NewJob, create
+from certctl_server.jobs.create import NewJob, create, notification_place
 
 SUBSCRIBED = db.Sql("SELECT id, type, events FROM notifier WHERE enabled AND status <> 'incomplete'")
 INSERT = db.insert_rows(
@@ -110,7 +110,7 @@ def _jobs(made: Sequence[db.Row]) -> list[NewJob]:
     return [
         NewJob(
             type=JobType.NOTIFICATION,
-            place=f"notification|{row['id']}",
+            place=notification_place(row["id"]),
             lane=lane_of_notifier(row["notifier_id"]),
             due=True,
             max_attempts=10,

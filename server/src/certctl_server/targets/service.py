@@ -36,6 +36,13 @@ START_OVER = db.Sql(
     WHERE target_id = $1
     """
 )
+# Its agent is waited for from now on (certificates/rollout_state.py): until now it was offered nothing.
+REACHABLE = db.Sql(
+    """
+    UPDATE job SET scheduled_at = {now} WHERE target_id = $1 AND type = 'Deployment' AND status = 'Pending'
+        AND scheduled_at < {now}
+    """
+)
 HEARTBEAT = db.Sql("SELECT last_heartbeat_at FROM agent WHERE id = $1")
 # Of FRESH, in seconds.
 STATUS = """CASE WHEN item.status = 'ready' AND NOT EXISTS (SELECT 1 FROM agent WHERE agent.id = item.agent_id
@@ -81,12 +88,14 @@ def _commands(value: Any, path: str, *, inside: bool) -> Iterator[tuple[str, str
 
 
 async def _written(change: Change) -> None:
-    moved = change.changed("agent_id")
-    if moved or change.changed("enabled"):
+    moved, turned = change.changed("agent_id"), change.changed("enabled", "status")
+    if moved or turned:
         ids = await _held(change)
         if moved:
             await cancel(Job.target_id == change.id, actor=change.actor, reason="the target moved to another agent")
             await db.fetch(START_OVER, change.id)
+        if turned and change.after["enabled"]:
+            await db.fetch(REACHABLE, change.id)
         await _follow(change, ids)
     # What was not offered may be now.
     bell.ring_agent(change.after["agent_id"])
