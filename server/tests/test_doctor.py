@@ -272,6 +272,15 @@ async def test_a_database_that_is_away_is_told_and_the_rest_goes_on(tmp_path, ur
     assert found["disk"].state is State.OK
 
 
+@pytest.fixture
+def private():
+    """As every command of ours begins: what is made is its owner's alone."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("private")
 async def test_beside_a_running_server_and_without_one(tmp_path):
     settings = Settings(data_dir=tmp_path / "data")
     assert (await findings(settings))["database"].found.startswith("there is no")
