@@ -136,6 +136,9 @@ class Inventory:
     def keep_busy(self, dice, *, ends):
         """Renew something if there is too little to do; with ``ends``, only what was never renewed."""
         with contextlib.suppress(httpx.TransportError):
+            if not self._jobs("Pending", "AwaitingCSR", "Running"):
+                # One death takes all orders with it that were under way at once.
+                self._try_again(self._jobs("Failed"))
             if len(self._jobs("Pending", "AwaitingCSR", "Running")) < 4 and (self.unrenewed or not ends):
                 id = self.unrenewed[0] if self.unrenewed else dice.choice(list(self.sites))
                 # What is still in its first issue cannot be renewed.
@@ -152,14 +155,17 @@ class Inventory:
             failed = self._jobs("Failed")
             self.errors |= {job["id"]: job["last_error"] for job in failed}
             assert not [error for error in self.errors.values() if "no private key" in error], self.errors
-            for job in failed:
-                if job.get("last_error") == "crashed its worker" and "next_retry_at" not in job:
-                    status, body = self.server.call("POST", f"jobs/{job['id']}/retry", {})
-                    # While another order of that certificate is open, it waits for the next look.
-                    assert status in {200, 409}, body
-                    self.retried += [job["id"]] if status == 200 else []
+            self._try_again(failed)
             return not failed and not self._jobs("Pending", "AwaitingCSR", "Running")
         return False
+
+    def _try_again(self, failed):
+        for job in failed:
+            if job.get("last_error") == "crashed its worker" and "next_retry_at" not in job:
+                status, body = self.server.call("POST", f"jobs/{job['id']}/retry", {})
+                # While another order of that certificate is open, it waits for the next look.
+                assert status in {200, 409}, body
+                self.retried += [job["id"]] if status == 200 else []
 
     def _jobs(self, *states):
         return [job for state in states for job in self.server.get("jobs", status=state, per_page=500)["data"]]
