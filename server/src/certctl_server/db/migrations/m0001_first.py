@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
+from certctl_server.db.migrations.collation import by_code_point
 from certctl_server.db.migrations.spread import told_to_sqlite
 from certctl_server.db.sql import Dialect
 
@@ -363,7 +362,6 @@ JOBS = [
         "PRIMARY KEY (job_id, number)",
     ),
     _index("intent", "public_key_sha256"),
-    _index("intent", "created_at", where="status = 'open'"),
     # What an agent sent before there was an order for it.
     _table(
         "kept_csr",
@@ -574,11 +572,6 @@ def _append_only_sqlite() -> list[str]:
     ]
 
 
-def _by_code_point(statement: str) -> str:
-    """Sort and compare text as SQLite does, whatever the locale of the database, and let indexes serve for it."""
-    return re.sub(r"\b(TEXT)(?= (?:NOT NULL|NULL|PRIMARY KEY)\b)", r'\1 COLLATE "C"', statement)
-
-
 def statements(dialect: Dialect) -> list[str]:
     """Return what makes the schema, in order."""
     found = [
@@ -594,4 +587,4 @@ def statements(dialect: Dialect) -> list[str]:
         *LISTS,
         *_audit(dialect),
     ]
-    return [_by_code_point(statement) for statement in found] if dialect == "postgres" else found + told_to_sqlite()
+    return by_code_point(found, dialect) + (told_to_sqlite() if dialect == "sqlite" else [])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from certctl_server.db.migrations.collation import by_code_point
 from certctl_server.db.sql import Dialect
 
-# Compared and sorted as SQLite does, whatever the locale of the database.
-TEXT = {"postgres": 'TEXT COLLATE "C"', "sqlite": "TEXT"}
 RATES = {"postgres": "(limits::json -> 'rates')::text", "sqlite": "limits ->> 'rates'"}
 STEPS = [
     "ALTER TABLE lane DROP COLUMN tokens",
-    "ALTER TABLE lane ADD COLUMN rates {TEXT} NOT NULL DEFAULT '[]'",
+    "ALTER TABLE lane ADD COLUMN rates TEXT NOT NULL DEFAULT '[]'",
     "ALTER TABLE lane ADD COLUMN room_at TIMESTAMPTZ NULL",
-    "ALTER TABLE lane ADD COLUMN fault {TEXT} NOT NULL DEFAULT ''",
-    "ALTER TABLE lane ADD COLUMN faulted {TEXT} NOT NULL DEFAULT '[]'",
+    "ALTER TABLE lane ADD COLUMN fault TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE lane ADD COLUMN faulted TEXT NOT NULL DEFAULT '[]'",
     "ALTER TABLE lane ADD COLUMN opened BIGINT NOT NULL DEFAULT 0",
     """
     UPDATE lane SET rates = coalesce((
@@ -20,7 +19,7 @@ STEPS = [
     """,
     "ALTER TABLE job ADD COLUMN urgency BIGINT NOT NULL DEFAULT 5",
     "ALTER TABLE job ADD COLUMN urgent_at TIMESTAMPTZ NULL",
-    "ALTER TABLE job ADD COLUMN waits_for {TEXT} NOT NULL DEFAULT ''",
+    "ALTER TABLE job ADD COLUMN waits_for TEXT NOT NULL DEFAULT ''",
     "UPDATE job SET urgency = priority WHERE priority <> 5",
     # Nothing but claims asks what is due, and those ask for one lane: with two indexes, the wrong one may be taken.
     "DROP INDEX job_due_any",
@@ -29,8 +28,8 @@ STEPS = [
     # The running total of what was ordered: between two moments lies the difference of two rows.
     """
     CREATE TABLE budget (
-        lane {TEXT} NOT NULL,
-        key {TEXT} NOT NULL,
+        lane TEXT NOT NULL,
+        key TEXT NOT NULL,
         total BIGINT NOT NULL,
         orders BIGINT NOT NULL,
         at TIMESTAMPTZ NOT NULL,
@@ -46,4 +45,4 @@ STEPS = [
 
 def statements(dialect: Dialect) -> list[str]:
     """Return the step's statements, in order."""
-    return [each.replace("{TEXT}", TEXT[dialect]).replace("{RATES}", RATES[dialect]) for each in STEPS]
+    return by_code_point([each.replace("{RATES}", RATES[dialect]) for each in STEPS], dialect)

@@ -1,4 +1,4 @@
-"""What retention goes by, and when a loop that does not come back counts as late."""
+"""What retention goes by, when a loop that does not come back counts as late, and intents by their age."""
 
 from __future__ import annotations
 
@@ -16,4 +16,5 @@ def statements(_: Dialect) -> list[str]:
         "CREATE INDEX job_kept_since ON job (kept_since) WHERE kept_since IS NOT NULL",
         "CREATE INDEX kept_csr_until ON kept_csr (until)",
         "ALTER TABLE loop_beat ADD COLUMN late_at TIMESTAMPTZ NULL",
+        "CREATE INDEX intent_created_at_part ON intent (created_at) WHERE status = 'open'",
     ]
