@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from certctl_sdk.cli.build import part_command
 from certctl_sdk.cli.resources import Resource, group
 from certctl_sdk.cli.session import Session, with_session
 
@@ -28,38 +29,24 @@ agent_groups = group(
 )
 
 
-@agent_groups.command("members")
-@click.argument("id")
-@click.option("--page", type=click.IntRange(min=1))
-@click.option("--per-page", type=click.IntRange(min=1, max=500))
-@with_session
-def members(session: Session, id: str, **paging: int | None) -> None:
-    """List the machines that belong to a group now."""
-    with session.client() as client:
-        session.show_page(client.page(PATH, id, "members", **paging), MEMBER_COLUMNS)
+agent_groups.add_command(part_command(PATH, "members", MEMBER_COLUMNS, "List the machines that belong to a group now."))
 
 
-def _say(id: str, agent: str, kind: str, sentence: str, session: Session) -> None:
-    with session.client() as client:
-        session.say(client.put(PATH, id, "members", agent, body={"membership_type": kind}), sentence)
+def _membership(name: str, words: str, sentence: str) -> click.Command:
+    @with_session
+    def run(session: Session, id: str, agent: str) -> None:
+        with session.client() as client:
+            found = client.put(PATH, id, "members", agent, body={"membership_type": name})
+            session.say(found, sentence.format(agent=agent, id=id))
+
+    return click.Command(name, callback=run, params=[click.Argument(["id"]), click.Argument(["agent"])], help=words)
 
 
-@agent_groups.command("include")
-@click.argument("id")
-@click.argument("agent")
-@with_session
-def include(session: Session, id: str, agent: str) -> None:
-    """Put AGENT into the group ID, whatever it is like."""
-    _say(id, agent, "include", f"{agent} is in {id}", session)
-
-
-@agent_groups.command("exclude")
-@click.argument("id")
-@click.argument("agent")
-@with_session
-def exclude(session: Session, id: str, agent: str) -> None:
-    """Keep AGENT out of the group ID, whatever it is like."""
-    _say(id, agent, "exclude", f"{agent} is kept out of {id}", session)
+for command in (
+    _membership("include", "Put AGENT into the group ID, whatever it is like.", "{agent} is in {id}"),
+    _membership("exclude", "Keep AGENT out of the group ID, whatever it is like.", "{agent} is kept out of {id}"),
+):
+    agent_groups.add_command(command)
 
 
 @agent_groups.command("forget")

@@ -16,6 +16,10 @@ PAGING = {
 }
 
 
+def _paging() -> list[click.Parameter]:
+    return [click.Option([f"--{name.replace('_', '-')}", name], type=kind) for name, kind in PAGING.items()]
+
+
 def list_command(path: str, columns: Sequence[str], filters: Mapping[str, str], words: str) -> click.Command:
     """Return a command that lists ``path``; ``filters`` are its options with the query parameter of each."""
 
@@ -29,8 +33,8 @@ def list_command(path: str, columns: Sequence[str], filters: Mapping[str, str], 
         click.Option([f"--{name.replace('_', '-')}", name], help=f"Only with this {parameter.replace('_', ' ')}.")
         for name, parameter in filters.items()
     ]
-    options += [click.Option([f"--{name.replace('_', '-')}", name], type=kind) for name, kind in PAGING.items()]
     options += [
+        *_paging(),
         click.Option(["--sort"], help="Column to sort by; with - in front, downwards."),
         click.Option(["--fields"], help="Columns to fetch, separated by commas; for --format json."),
     ]
@@ -46,6 +50,17 @@ def get_command(path: str, words: str) -> click.Command:
             session.show(client.get(*path.split("/"), id))
 
     return click.Command("get", callback=run, params=[click.Argument(["id"])], help=words)
+
+
+def part_command(path: str, part: str, columns: Sequence[str], words: str) -> click.Command:
+    """Return a command that lists ``path``/ID/``part``."""
+
+    @with_session
+    def run(session: Session, id: str, **paging: int | None) -> None:
+        with session.client() as client:
+            session.show_page(client.page(*path.split("/"), id, part, **paging), columns)
+
+    return click.Command(part, callback=run, params=[click.Argument(["id"]), *_paging()], help=words)
 
 
 def action(path: str, verb: str, words: str, sentence: str) -> click.Command:

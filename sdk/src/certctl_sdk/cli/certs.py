@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from certctl_sdk.cli.build import get_command, list_command
+from certctl_sdk.cli.build import get_command, list_command, part_command
 from certctl_sdk.cli.session import Session, with_session
 
 PATH = "certificates"
@@ -106,26 +106,17 @@ def revoke(session: Session, id: str, reason: str) -> None:
         session.say(client.post(PATH, id, "revoke", body={"reason": reason}), f"{id} is revoked ({reason})")
 
 
-@certs.command()
-@click.argument("id")
-@click.option("--page", type=click.IntRange(min=1))
-@click.option("--per-page", type=click.IntRange(min=1, max=500))
-@with_session
-def versions(session: Session, id: str, **paging: int | None) -> None:
-    """List what was issued for a certificate, newest first."""
-    with session.client() as client:
-        session.show_page(client.page(PATH, id, "versions", **paging), VERSION_COLUMNS)
-
-
-@certs.command()
-@click.argument("id")
-@click.option("--page", type=click.IntRange(min=1))
-@click.option("--per-page", type=click.IntRange(min=1, max=500))
-@with_session
-def deployments(session: Session, id: str, **paging: int | None) -> None:
-    """List the targets of a certificate, what is there, and how far its rollout is."""
-    with session.client() as client:
-        session.show_page(client.page(PATH, id, "deployments", **paging), DEPLOYMENT_COLUMNS)
+certs.add_command(
+    part_command(PATH, "versions", VERSION_COLUMNS, "List what was issued for a certificate, newest first.")
+)
+certs.add_command(
+    part_command(
+        PATH,
+        "deployments",
+        DEPLOYMENT_COLUMNS,
+        "List the targets of a certificate, what is there, and how far its rollout is.",
+    )
+)
 
 
 @click.command("import")
