@@ -13,7 +13,7 @@ from certctl_server.audit.chain import HEAD_FILE
 from certctl_server.audit.record import SYSTEM
 from certctl_server.certificates.create import Wanted, create
 from certctl_server.certificates.tables import Certificate, CertificateTarget, CertificateVersion
-from certctl_server.db import clock
+from certctl_server.db import clock, session
 from certctl_server.doctor import examine
 from certctl_server.doctor_findings import State
 from certctl_server.issuers.tables import Issuer
@@ -214,7 +214,7 @@ async def test_the_ca_of_the_newest_version_that_is_not_archived_is_looked_at(so
 
 async def test_a_clock_that_the_process_follows_is_compared_with_this_machines(sound, look, monkeypatch):
     assert (await look())["clock"][0].state is State.OK
-    monkeypatch.setattr(doctor_database, "NOW", db.Sql("SELECT {after:600} AS now"))
+    monkeypatch.setattr(session, "CLOCK", db.Sql("SELECT {after:600} AS now"))
     clock.follow(datetime.now(UTC) + timedelta(seconds=600))
     try:
         [finding] = (await look())["clock"]
@@ -244,10 +244,10 @@ async def test_a_trail_that_was_seen_longer_is_told(sound, ctx, look):
 
 
 async def test_a_schema_that_is_half_there_is_told_and_the_rest_goes_on(sound, look):
-    await db.fetch(db.Sql("DELETE FROM migration WHERE name = 'm0006_epoch'"))
+    await db.fetch(db.Sql("DELETE FROM migration WHERE name = 'm0005_retention'"))
     await db.fetch(db.Sql("DROP TABLE loop_beat"))
     found = await look()
-    assert [each.found for each in found["migrations"]] == ["lacks m0006_epoch"]
+    assert [each.found for each in found["migrations"]] == ["lacks m0005_retention"]
     [loops] = found["loops"]
     assert (loops.state, loops.found.startswith("cannot be looked at")) == (State.FAIL, True)
     assert found["issuers"][0].state is State.OK

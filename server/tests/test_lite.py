@@ -5,7 +5,8 @@ import sqlite3
 import threading
 
 import pytest
-from certctl_server.db.lite import KEPT, LONG_ARGUMENT, SHORT_SECONDS, Costs, Lite, whole
+from certctl_server.db.lite import KEPT, LONG_ARGUMENT, SHORT_SECONDS, Costs, Lite
+from certctl_server.whole import whole
 
 SLOW = """
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)

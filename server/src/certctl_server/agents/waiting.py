@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import json
 import logging
-from datetime import datetime, timedelta
+from datetime import timedelta
 from zlib import crc32
 
 from certctl_server import db
@@ -54,7 +54,5 @@ async def _wake(agent_ids: list[str]) -> None:
         return
     loop, now = asyncio.get_running_loop(), db.now()
     for row in await db.fetch(SOON, json.dumps(agent_ids), LOOK.total_seconds()):
-        at = row["offer_at"]
-        # SQLite knows the type of columns, not of expressions over them.
-        due: datetime = datetime.fromisoformat(at) if isinstance(at, str) else at
-        loop.call_later(max(0.0, (due - now).total_seconds()), bell.hear, f"{bell.AGENT}:{row['agent_id']}")
+        wait = (db.as_moment(row["offer_at"]) - now).total_seconds()
+        loop.call_later(max(0.0, wait), bell.hear, f"{bell.AGENT}:{row['agent_id']}")

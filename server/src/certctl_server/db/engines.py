@@ -15,8 +15,9 @@ import asyncpg
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.engine.sqlite import SQLiteEngine, SQLiteTransaction, TransactionType
 
-from certctl_server.db.lite import Costs, Lite, whole
+from certctl_server.db.lite import Costs, Lite
 from certctl_server.db.writer import Writer
+from certctl_server.whole import whole
 
 READERS = 3
 LONGEST_STATEMENT = 300.0
@@ -118,10 +119,8 @@ class LiteEngine(SQLiteEngine):
     ) -> list[dict[str, Any]]:
         return await self.run(query, args or [])
 
-    async def _run_in_existing_connection(
-        self, connection: Any, query: str, args: list[Any] | None = None, query_type: str = "generic", table: Any = None
-    ) -> list[dict[str, Any]]:
-        return await self.run(query, args or [])
+    async def _run_in_existing_connection(self, connection: Any, *args: Any, **options: Any) -> list[dict[str, Any]]:
+        return await self._run_in_new_connection(*args, **options)
 
     def transaction(
         self,

@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+
+from certctl_server.whole import whole
 
 T = TypeVar("T")
 SHORT_SECONDS = 0.002
@@ -22,22 +24,6 @@ LONG_ARGUMENT = 16_384
 """Characters; a certificate chain is short, a list of hundreds of ids is not."""
 KEPT = 512
 """Statements that stay prepared, and whose cost is remembered."""
-
-
-async def whole(work: Awaitable[T]) -> T:
-    """Await ``work`` to its end even if the caller is cancelled meanwhile, then let the cancellation go on."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # who is told to stop has no more use for it
-        raise cancelled
-    return task.result()
 
 
 class Costs:
@@ -72,12 +58,12 @@ class Lite:
     async def open(cls, costs: Costs, **options: Any) -> Lite:
         """Open a connection; ``options`` are those of ``sqlite3.connect``."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
-        work = asyncio.get_running_loop().run_in_executor(
-            thread, lambda: sqlite3.connect(**options, check_same_thread=False, cached_statements=KEPT)
-        )
+        connection = thread.submit(lambda: sqlite3.connect(**options, check_same_thread=False, cached_statements=KEPT))
         try:
-            return cls(await whole(work), costs, thread)
-        except BaseException:
+            return cls(await whole(asyncio.wrap_future(connection)), costs, thread)
+        except BaseException as exc:
+            if isinstance(exc, asyncio.CancelledError) and not connection.exception():
+                connection.result().close()
             thread.shutdown(wait=False)
             raise
 

@@ -81,11 +81,16 @@ def dialect() -> Dialect:
     return "sqlite" if isinstance(engine(), LiteEngine) else "postgres"
 
 
+async def present() -> datetime:
+    """Return what the database's clock shows."""
+    [row] = await fetch(CLOCK)
+    return as_moment(row["now"])
+
+
 async def follow_clock() -> None:
     """Set this process's time by the database's, if that has a clock of its own."""
     if dialect() == "postgres":
-        [row] = await fetch(CLOCK)
-        clock.follow(row["now"])
+        clock.follow(await present())
 
 
 def when_clock_jumps(call: Callable[[], object]) -> None:
@@ -167,5 +172,9 @@ async def moment(sql: Sql, *args: Any) -> datetime | None:
     """Return the time in the first column of the only row that ``sql`` gives, None if it is NULL."""
     [row] = await fetch(sql, *args)
     value = next(iter(row.values()))
-    # SQLite knows the type of columns, not of expressions over them.
+    return None if value is None else as_moment(value)
+
+
+def as_moment(value: datetime | str) -> datetime:
+    """Return a moment that came out of an expression: SQLite gives it as text, for it types columns only."""
     return datetime.fromisoformat(value) if isinstance(value, str) else value

@@ -12,7 +12,8 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 
-from certctl_server.db.lite import Lite, whole
+from certctl_server.db.lite import Lite
+from certctl_server.whole import whole
 
 
 class Writer:

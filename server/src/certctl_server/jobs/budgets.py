@@ -258,7 +258,7 @@ async def _stand(lane: str, rates: Sequence[Rate], keys: set[str], now: datetime
     levels = [{"key": key, "level": level} for key in full for level in LEVELS if level != FREE]
     for row in await db.fetch(WAITING, json.dumps(levels), lane) if levels else []:
         if row["due_at"]:
-            found[row["key"]].last[row["level"]] = moment_of(row["due_at"])
+            found[row["key"]].last[row["level"]] = db.as_moment(row["due_at"])
     return found
 
 
@@ -266,8 +266,8 @@ def _bucket(row: db.Row, now: datetime) -> Bucket:
     window = timedelta(seconds=float(row["seconds"]))
     total = row["total"] or 0
     room = row["count"] - (total - (row["gone"] or 0))
-    free_at = max(moment_of(row["before"]) + window, now + LOOK_AGAIN) if room <= 0 else None
-    newest = moment_of(row["newest"]) if row["newest"] else None
+    free_at = max(db.as_moment(row["before"]) + window, now + LOOK_AGAIN) if room <= 0 else None
+    newest = db.as_moment(row["newest"]) if row["newest"] else None
     return Bucket(row["key"], max(room, 0), total, newest, free_at, window / row["count"])
 
 
@@ -294,8 +294,3 @@ async def forget() -> None:
 def text_of(moment: datetime) -> str:
     """Return a moment as both databases store it."""
     return moment.isoformat(sep=" ", timespec="microseconds")
-
-
-def moment_of(value: Any) -> datetime:
-    """Return a moment that came out of an expression, which SQLite gives as text."""
-    return datetime.fromisoformat(value) if isinstance(value, str) else value

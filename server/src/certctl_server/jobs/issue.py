@@ -32,10 +32,10 @@ from certctl_core.run import LeaseLost, Run
 from certctl_server import db
 from certctl_server.certificates.versions import store
 from certctl_server.connectors.instances import Instances
-from certctl_server.db.lite import whole
 from certctl_server.jobs import intents
 from certctl_server.jobs.state import Claimed, end
 from certctl_server.rules.profiles import of_row
+from certctl_server.whole import whole
 
 SUBJECT_LENGTH = 64
 PENDING = "$pending"

@@ -18,7 +18,7 @@ from certctl_core.job import Cause
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Event, record
 from certctl_server.jobs import bell
-from certctl_server.jobs.budgets import Rate, moment_of, names_of, read_rates
+from certctl_server.jobs.budgets import Rate, names_of, read_rates
 from certctl_server.jobs.priorities import FREE, LATER, LEVELS, URGENT
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Room:
 async def room(lane: str, limit: int) -> Room | None:
     """Hold ``lane`` and return how much of it may be claimed, at most ``limit``; None while it is closed or full."""
     for row in await db.fetch(LANE, lane):
-        now = moment_of(row["now"])
+        now = db.as_moment(row["now"])
         if row["circuit_until"] is not None and row["circuit_until"] > now:
             return None
         [count] = await db.fetch(RUNNING, lane)
@@ -131,7 +131,7 @@ async def room(lane: str, limit: int) -> Room | None:
         places = min(most - count["running"], limit)
         if places > 0:
             spent = row["room_at"] is not None and row["room_at"] > now
-            oldest = moment_of(count["oldest"]) if count["oldest"] else None
+            oldest = db.as_moment(count["oldest"]) if count["oldest"] else None
             return Room(lane, now, places, read_rates(row["rates"]), oldest, spent)
     return None
 
@@ -167,13 +167,13 @@ async def outlook() -> Outlook:
     lanes: list[str] = []
     waits: list[timedelta] = []
     for row in await db.fetch(FIRST):
-        now = moment_of(row["now"])
+        now = db.as_moment(row["now"])
         closed, spent = (moment is not None and moment > now for moment in (row["circuit_until"], row["room_at"]))
         most = FREE if spent else LATER
         if not closed and any(row[f"due_{at}"] for at, level in enumerate(LEVELS) if level <= most):
             lanes.append(row["name"])
         later = [row["circuit_until"] if closed else None, row["room_at"] if spent else None]
-        later += [moment_of(row[f"next_{at}"]) for at in range(len(LEVELS)) if row[f"next_{at}"] and not closed]
+        later += [db.as_moment(row[f"next_{at}"]) for at in range(len(LEVELS)) if row[f"next_{at}"] and not closed]
         waits += [moment - now for moment in later if moment is not None]
     return Outlook(lanes, min(waits, default=None))
 
@@ -277,7 +277,7 @@ def fault_of(cause: Cause, message: str, row: Mapping[str, Any] | None) -> str:
 async def failed(lane: str, failure: Failure, message: str) -> None:
     """Note that a job of ``lane`` failed, in the transaction that ends it; the circuit may open."""
     for row in await db.fetch(LANE, lane):
-        old, now = Circuit.of(row), moment_of(row["now"])
+        old, now = Circuit.of(row), db.as_moment(row["now"])
         new = after_failure(old, failure, now)
         if new != old:
             await _set(lane, new)
@@ -295,7 +295,7 @@ async def succeeded(lane: str) -> None:
         return
     async with db.transaction():
         for row in await db.fetch(LANE, lane):
-            old, now = Circuit.of(row), moment_of(row["now"])
+            old, now = Circuit.of(row), db.as_moment(row["now"])
             new = after_success(old, now)
             if new == old:
                 continue
