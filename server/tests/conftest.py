@@ -26,6 +26,7 @@ from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs import bell
 from certctl_server.jobs.runner import Runner
 from certctl_server.jobs.tables import Job
+from certctl_server.leader import Leadership
 from certctl_server.people.tables import Owner, Team
 from certctl_server.rules.tables import RenewalPolicy
 from certctl_server.sealing import Cipher
@@ -198,6 +199,14 @@ async def engine(ctx):
 
 
 @pytest.fixture
+async def leadership(database):
+    """Who leads alone, for half a minute from now."""
+    leadership = Leadership("test", timedelta(seconds=30), alone=True)
+    assert await leadership.campaign()
+    return leadership
+
+
+@pytest.fixture
 async def grounds(ctx):
     """What every certificate refers to: team t, owner o, rp-default, and our own CA as iss-local."""
     times = {"created_at": db.now(), "updated_at": db.now()}
@@ -352,3 +361,11 @@ async def fleet(connect, client, runner):
     yield fleet
     for machine in fleet.machines.values():
         await machine.http.aclose()
+
+
+@pytest.fixture
+async def machine(fleet):
+    """The machine ``ag-1``, with a target ``tgt``."""
+    machine = await fleet.machine("ag-1")
+    await fleet.target("tgt", machine)
+    return machine

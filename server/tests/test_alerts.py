@@ -6,7 +6,7 @@ import pytest
 from certctl_server import db
 from certctl_server.audit.tables import AuditEvent
 from certctl_server.certificates.status import settle
-from certctl_server.certificates.tables import Certificate, CertificateVersion
+from certctl_server.certificates.tables import Certificate
 from certctl_server.db.migrations import m0002_alerts
 from certctl_server.jobs import bell
 from certctl_server.jobs.tables import Job
@@ -14,34 +14,16 @@ from certctl_server.leader import Leadership
 from certctl_server.notices import alerts
 from certctl_server.notices.tables import Notification, Notifier
 from certctl_server.rules.tables import RenewalPolicy
+from server_flow import aged
 
 DAY, MINUTE, SECOND = timedelta(days=1), timedelta(minutes=1), timedelta(seconds=1)
 THRESHOLDS = [30, 14, 7, 0]
-
-
-@pytest.fixture
-async def leadership(database):
-    leadership = Leadership("test", timedelta(seconds=30), alone=True)
-    assert await leadership.campaign()
-    return leadership
 
 
 async def notifier(id="nt-1", *events, **more):
     times = {"created_at": db.now(), "updated_at": db.now()}
     row = {"id": id, "name": id, "type": "Webhook", "status": "ready", "events": json.dumps(events), **times, **more}
     await Notifier.insert(Notifier(**row))
-
-
-async def aged(id, life, left):
-    """Let a certificate, and what it has on targets, have so much of such a life left."""
-    end = db.now() + left
-    await Certificate.update(not_before=end - life, expires_at=end).where(Certificate.id == id)
-    await CertificateVersion.update(not_before=end - life, not_after=end).where(CertificateVersion.certificate_id == id)
-    text = (
-        "UPDATE certificate_target SET not_before = $2, not_after = $3 WHERE certificate_id = $1 AND version_id <> ''"
-    )
-    await db.fetch(db.Sql(text), id, end - life, end)
-    await settle([id])
 
 
 async def elsewhere(fleet, life, left, name="a.example"):

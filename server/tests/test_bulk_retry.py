@@ -41,13 +41,6 @@ async def scans(count, status=JobState.FAILED):
     return ids
 
 
-@pytest.fixture
-async def machine(fleet):
-    machine = await fleet.machine("ag-1")
-    await fleet.target("tgt", machine)
-    return machine
-
-
 async def test_every_match_is_counted_over_the_whole_inventory_and_nothing_else_is_touched(fleet, monkeypatch):
     monkeypatch.setattr("certctl_server.jobs.retry.CHUNK", 7)
     failed = await scans(20)

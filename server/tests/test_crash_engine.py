@@ -14,14 +14,9 @@ from pathlib import Path
 import pytest
 from certctl_core.x509 import read_certificate, read_csr
 from certctl_sdk.testing.crash import Death, Journal, broken_histories, seed, tell, unexplained_signatures
-from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db
-from certctl_server.audit.record import SYSTEM
-from certctl_server.certificates.create import Wanted, create
-from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs.tables import Job
-from certctl_server.people.tables import Owner, Team
-from certctl_server.rules.tables import RenewalPolicy
+from server_flow import ordered
 
 PROGRAM = Path(__file__).with_name("crashing_engine.py")
 MAIN_FLOW = ("claim", "intent", "save", "sign", "store", "end in the transaction", "deploy in the transaction")
@@ -74,17 +69,6 @@ class Engine:
 
 
 @pytest.fixture
-async def grounds(database):
-    """What every certificate refers to."""
-    times = {"created_at": db.now(), "updated_at": db.now()}
-    await Team.insert(Team(id="t", name="t", **times))
-    await Owner.insert(Owner(id="o", name="o", team_id="t", **times))
-    await RenewalPolicy.insert(RenewalPolicy(id="rp-default", name="default", **times))
-    await Issuer.insert(Issuer(id="iss-local", name="own", type="GenericCA", status="ready", **times))
-    return database
-
-
-@pytest.fixture
 def journal(tmp_path):
     journal = Journal(tmp_path / "journal")
     yield journal
@@ -92,7 +76,7 @@ def journal(tmp_path):
 
 
 @pytest.fixture
-def engines(grounds, database_url, tmp_path, journal):
+def engines(grounds, database, database_url, tmp_path, journal):
     """One where there can be one, two replicas on PostgreSQL."""
     environ = {
         **os.environ,
@@ -103,7 +87,7 @@ def engines(grounds, database_url, tmp_path, journal):
         "CERTCTL_SCHEDULER_JOB_PROCESSOR_INTERVAL": "200ms",
         "CRASH_LOG": str(journal.path),
     }
-    engines = [Engine(environ, journal) for _ in range(2 if grounds == "postgres" else 1)]
+    engines = [Engine(environ, journal) for _ in range(2 if database == "postgres" else 1)]
     yield engines
     for engine in engines:
         engine.kill()
@@ -111,11 +95,7 @@ def engines(grounds, database_url, tmp_path, journal):
 
 async def new_order(number):
     """Order a certificate with a CSR made by the caller; return the job's id."""
-    name = f"site{number}.example"
-    wanted = Wanted(common_name="", sans=(name,), owner_id="o", team_id="t", issuer_id="iss-local")
-    _, job_id = await create(wanted, SYSTEM)
-    csr = read_csr(csr_pem(name))
-    await Job.update(csr_pem=csr.pem, csr_sha256=csr.sha256, due_at=db.now(), offer_at=None).where(Job.id == job_id)
+    _, job_id = await ordered(f"site{number}.example", offer_at=None)
     return job_id
 
 

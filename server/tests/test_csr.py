@@ -7,13 +7,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 KEPT = db.Sql("SELECT agent_id FROM kept_csr")
 
 
-@pytest.fixture
-async def machine(fleet):
-    machine = await fleet.machine("ag-1")
-    await fleet.target("tgt", machine)
-    return machine
-
-
 @pytest.mark.parametrize(
     "pem",
     ["", "no PEM", csr_pem("b.example"), csr_pem("a.example", "b.example"), csr_pem("a.example") * 2],

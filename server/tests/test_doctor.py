@@ -11,7 +11,7 @@ from certctl_server import db, doctor_database, sealing, start
 from certctl_server.agents.tables import Agent
 from certctl_server.audit.chain import HEAD_FILE
 from certctl_server.audit.record import SYSTEM
-from certctl_server.certificates.create import Wanted, create
+from certctl_server.certificates.create import create
 from certctl_server.certificates.tables import Certificate, CertificateTarget, CertificateVersion
 from certctl_server.db import clock, session
 from certctl_server.doctor import examine
@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
+from server_flow import wanted
 
 DAY = timedelta(days=1)
 
@@ -58,8 +59,7 @@ async def sound(ctx, grounds):
 
 
 async def ordered(name="a.example"):
-    wanted = Wanted(common_name="", sans=(name,), owner_id="o", team_id="t", issuer_id="iss-local")
-    return await create(wanted, SYSTEM)
+    return await create(wanted(name), SYSTEM)
 
 
 def authority(end):

@@ -12,7 +12,7 @@ from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db
 from certctl_server.agents.tables import Agent
 from certctl_server.audit.record import SYSTEM
-from certctl_server.certificates.create import Wanted, create
+from certctl_server.certificates.create import create
 from certctl_server.certificates.orders import Order, give_csr, order
 from certctl_server.certificates.status import settle
 from certctl_server.connectors.run import JobRun
@@ -20,30 +20,7 @@ from certctl_server.jobs import bell, intents
 from certctl_server.jobs.state import claim, end, move, release, save
 from certctl_server.jobs.tables import Job
 from certctl_server.targets.tables import Target
-
-
-def wanted(*sans, **more):
-    return Wanted(common_name="", sans=sans, owner_id="o", team_id="t", issuer_id="iss-local", **more)
-
-
-async def ordered(*sans, csr=None):
-    """A certificate whose order carries the caller's own CSR."""
-    id, job_id = await create(wanted(*sans), SYSTEM)
-    checked = read_csr(csr or csr_pem(*sans))
-    await Job.update(csr_pem=checked.pem, csr_sha256=checked.sha256, due_at=db.now()).where(Job.id == job_id)
-    return id, job_id
-
-
-async def until(look, seconds=10):
-    async with asyncio.timeout(seconds):
-        while not (found := await look()):
-            await asyncio.sleep(0.02)
-    return found
-
-
-async def job_in(id, *states):
-    row = await Job.select().where(Job.id == id).first()
-    return row if row["status"] in states else None
+from server_flow import job_in, ordered, until, wanted
 
 
 async def test_an_order_becomes_a_stored_certificate(runner):

@@ -10,13 +10,6 @@ from certctl_server.jobs.state import move
 from certctl_server.jobs.tables import Job
 
 
-@pytest.fixture
-async def machine(fleet):
-    machine = await fleet.machine("ag-1")
-    await fleet.target("tgt", machine)
-    return machine
-
-
 async def test_internal_jobs_are_listed_only_when_their_type_is_asked_for(fleet):
     kinds = [JobType.REVOCATION, JobType.SCAN, JobType.NOTIFICATION, JobType.CRL_BUILD, JobType.VALIDATION]
     await create([NewJob(type=kind, place=kind, lane="none") for kind in kinds], SYSTEM)

@@ -5,6 +5,7 @@ from collections import defaultdict, deque
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import server_flow
 from certctl_core.config import ConnectorConfig
 from certctl_core.errors import TransientError
 from certctl_core.issuer import IssuedCertificate, Revoker
@@ -18,8 +19,6 @@ from certctl_server import db
 from certctl_server.audit.record import SYSTEM
 from certctl_server.audit.tables import AuditEvent
 from certctl_server.certificates.act import revocation_job
-from certctl_server.certificates.create import Wanted
-from certctl_server.certificates.create import create as create_certificate
 from certctl_server.certificates.orders import Order, order
 from certctl_server.certificates.status import settle
 from certctl_server.certificates.tables import Certificate, CertificateVersion
@@ -35,6 +34,7 @@ from certctl_server.jobs.tables import Budget, Job, Lane
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from server_flow import until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
@@ -136,24 +136,13 @@ async def set_rates(lane, *rates):
 
 
 async def ordered(*sans, issuer="iss-a", priority=None):
-    """A certificate whose order carries the caller's own CSR, and is due."""
-    wanted = Wanted(common_name="", sans=sans, owner_id="o", team_id="t", issuer_id=issuer)
-    id, job_id = await create_certificate(wanted, SYSTEM)
-    checked = read_csr(csr_pem(*sans))
+    """An order from one of the issuers of this file, which is due."""
     more = {} if priority is None else {"priority": priority, "urgency": priority}
-    await Job.update(csr_pem=checked.pem, csr_sha256=checked.sha256, due_at=just_now(), **more).where(Job.id == job_id)
-    return id, job_id
+    return await server_flow.ordered(*sans, issuer=issuer, due_at=just_now(), **more)
 
 
 async def row_of(job_id):
     return await Job.select().where(Job.id == job_id).first()
-
-
-async def until(look, seconds=15):
-    async with asyncio.timeout(seconds):
-        while not (found := await look()):
-            await asyncio.sleep(0.02)
-    return found
 
 
 async def ended(job_id):

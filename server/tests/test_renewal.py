@@ -15,13 +15,6 @@ from certctl_server.rules.tables import RenewalPolicy
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 
 
-@pytest.fixture
-async def leadership(database):
-    leadership = Leadership("test", timedelta(seconds=30), alone=True)
-    assert await leadership.campaign()
-    return leadership
-
-
 async def aged(id, life, left):
     """Let a certificate have so much of such a life left."""
     end = db.now() + left

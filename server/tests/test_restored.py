@@ -11,7 +11,6 @@ import pytest
 from certctl_core import plugins
 from certctl_core.issuer import IssueRequest
 from certctl_core.x509 import read_certificate, read_csr
-from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db, restored
 from certctl_server.audit import witness
 from certctl_server.audit.chain import HEAD_FILE
@@ -19,7 +18,7 @@ from certctl_server.audit.record import SYSTEM, Event, record
 from certctl_server.audit.sealer import seal_pass
 from certctl_server.audit.verify import lines, verify
 from certctl_server.auth.keys import authenticate_token, create_token
-from certctl_server.certificates.create import Wanted, create
+from certctl_server.certificates.create import create
 from certctl_server.certificates.status import TRIES
 from certctl_server.certificates.tables import CertificateTarget, CertificateVersion, Rollout
 from certctl_server.connectors.run import CallRun, JobRun
@@ -31,6 +30,7 @@ from certctl_server.leader import Leadership, NotLeading
 from certctl_server.notices.tables import Notification, Notifier
 from certctl_server.notices.tell import Notice, tell
 from certctl_server.tables import TABLES
+from server_flow import ordered, until, wanted
 
 LEASE = timedelta(seconds=30)
 LOCAL = "issuer:iss-local"
@@ -104,13 +104,6 @@ async def only(table, **values):
     rows = await table.select()
     [row] = [row for row in rows if all(row[name] == value for name, value in values.items())]
     return row
-
-
-async def until(look, seconds=10):
-    async with asyncio.timeout(seconds):
-        while not (found := await look()):
-            await asyncio.sleep(0.02)
-    return found
 
 
 async def ended(job_id):
@@ -291,16 +284,6 @@ async def test_a_rollout_sends_and_puts_back_nothing_more_by_itself(fleet, past,
     assert [row["status"] for row in await Job.select().where(Job.type == "Notification")] == ["Pending"]
 
 
-async def ordered(name, issuer_id="iss-local"):
-    """An order with the caller's own CSR, that nobody was told of; return its job's id."""
-    _, job_id = await create(
-        Wanted(common_name="", sans=(name,), owner_id="o", team_id="t", issuer_id=issuer_id), SYSTEM
-    )
-    csr = read_csr(csr_pem(name))
-    await Job.update(csr_pem=csr.pem, csr_sha256=csr.sha256, due_at=db.now()).where(Job.id == job_id)
-    return job_id
-
-
 async def run_out(job_id, lane=LOCAL):
     bell.ring(lane)
     row = await until(lambda: ended(job_id))
@@ -309,7 +292,7 @@ async def run_out(job_id, lane=LOCAL):
 
 
 async def test_an_order_that_may_have_been_signed_is_repeated_with_a_reason_only(runner, past, notice, happens):
-    job_id = await ordered("a.example")
+    _, job_id = await ordered("a.example")
     await happens()
     await past.save()
     await run_out(job_id)
@@ -326,7 +309,7 @@ async def test_an_order_that_may_have_been_signed_is_repeated_with_a_reason_only
 
 
 async def test_an_order_that_was_being_signed_signs_the_same_bytes_again(runner, ctx, past, notice, happens):
-    job_id = await ordered("a.example")
+    _, job_id = await ordered("a.example")
     bell.connect(None, None)
     [job] = await claim("dead", LOCAL, limit=1, lease=LEASE)
     await intents.begin(job, read_csr(job.csr_pem))
@@ -367,7 +350,7 @@ async def test_a_ca_that_can_be_asked_is_asked_before_anything_is_ordered_again(
     ctx.plugins.issuers["Asked"] = Asked
     times = {"created_at": db.now(), "updated_at": db.now()}
     await IssuerRow.insert(IssuerRow(id="iss-asked", name="asked", type="Asked", status="ready", **times))
-    job_id = await ordered("a.example", "iss-asked")
+    _, job_id = await ordered("a.example", issuer="iss-asked")
     await happens()
     await past.save()
     lost = await run_out(job_id, "issuer:iss-asked")
@@ -383,9 +366,7 @@ async def test_tokens_and_messages_of_before_are_good_for_nothing_more(ctx, grou
     times = {"created_at": db.now(), "updated_at": db.now()}
     config = {"config": "{}", "events": '["RenewalFailure"]'}
     await Notifier.insert(Notifier(id="nt", name="nt", type="Webhook", status="ready", **config, **times))
-    id, _ = await create(
-        Wanted(common_name="", sans=("a.example",), owner_id="o", team_id="t", issuer_id="iss-local"), SYSTEM
-    )
+    id, _ = await create(wanted("a.example"), SYSTEM)
     await tell(Notice("RenewalFailure", id, "s", "m", "critical", "once"))
     _, secret = await create_token(name="one", created_by="ada")
     await happens()

@@ -32,13 +32,6 @@ APPLIED = db.Sql("SELECT details FROM audit_event WHERE action = 'retention_appl
 
 
 @pytest.fixture
-async def leadership(database):
-    leadership = Leadership("test", LEASE, alone=True)
-    await leadership.campaign()
-    return leadership
-
-
-@pytest.fixture
 def aged():
     """Let everything that is over be over for a time."""
     text = "UPDATE job SET kept_since = $1, completed_at = $1 WHERE kept_since IS NOT NULL"

@@ -11,13 +11,11 @@ from certctl_core.config import ConnectorConfig
 from certctl_core.errors import RejectedError
 from certctl_core.issuer import Issuer
 from certctl_core.job import JobType
-from certctl_core.x509 import read_csr
 from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db, engine
 from certctl_server.agents import work
 from certctl_server.audit.record import SYSTEM
 from certctl_server.certificates import create as create_module
-from certctl_server.certificates.create import Wanted, create
 from certctl_server.certificates.orders import Order, order
 from certctl_server.certificates.renewal import scan
 from certctl_server.certificates.status import hold, settle
@@ -27,10 +25,10 @@ from certctl_server.jobs import bell, issue
 from certctl_server.jobs.state import cancel, claim
 from certctl_server.jobs.sweeper import Sweeper, time_out
 from certctl_server.jobs.tables import Job
-from certctl_server.leader import Leadership
 from certctl_server.notices.tables import Notifier
 from certctl_server.rules.tables import CertificateProfile
 from certctl_server.settings import Job as JobSettings
+from server_flow import job_in, ordered, until
 
 DAY = timedelta(days=1)
 LEASE = timedelta(seconds=1)
@@ -61,13 +59,6 @@ class Refused(Issuer):
 
 
 @pytest.fixture
-async def leadership(database):
-    leadership = Leadership("test", timedelta(seconds=30), alone=True)
-    assert await leadership.campaign()
-    return leadership
-
-
-@pytest.fixture
 async def running(ctx, grounds):
     """A whole engine, with quick leases and the connectors of this file."""
     ctx.plugins = plugins.load()
@@ -84,27 +75,6 @@ def times():
 
 async def issuer(id, type):
     await IssuerRow.insert(IssuerRow(id=id, name=id, type=type, status="ready", **times()))
-
-
-async def ordered(name, issuer_id="iss-local"):
-    """The job of an order that carries the caller's own CSR, and that nobody was told of."""
-    wanted = Wanted(common_name="", sans=(name,), owner_id="o", team_id="t", issuer_id=issuer_id)
-    _, job_id = await create(wanted, SYSTEM)
-    csr = read_csr(csr_pem(name))
-    await Job.update(csr_pem=csr.pem, csr_sha256=csr.sha256, due_at=db.now()).where(Job.id == job_id)
-    return job_id
-
-
-async def until(look, seconds=10):
-    async with asyncio.timeout(seconds):
-        while not (found := await look()):
-            await asyncio.sleep(0.02)
-    return found
-
-
-async def job_in(id, *states):
-    row = await Job.select().where(Job.id == id).first()
-    return row if row["status"] in states else None
 
 
 async def facts(id):
@@ -191,7 +161,7 @@ async def test_what_is_revoked_while_the_scan_runs_is_not_renewed(fleet):
 async def test_no_task_of_the_engine_dies_of_what_the_database_raises(running, monkeypatch):
     monkeypatch.setattr(Slow, "seconds", LEASE.total_seconds() * 1.5)
     await issuer("iss-slow", "Slow")
-    slow, quick = await ordered("s.example", "iss-slow"), await ordered("a.example")
+    (_, slow), (_, quick) = await ordered("s.example", issuer="iss-slow"), await ordered("a.example")
     bell.ring(SLOW)
     await until(lambda: rows("intent"))
     names = ("claims", "lease beats", "leadership", "loop ")
@@ -237,8 +207,8 @@ async def test_a_slow_issuer_keeps_no_other_waiting(runner, ctx):
     ctx.plugins.issuers["Slow"] = Slow
     await issuer("iss-slow", "Slow")
     for n in range(24):
-        await ordered(f"s{n}.example", "iss-slow")
-    quick = await ordered("a.example")
+        await ordered(f"s{n}.example", issuer="iss-slow")
+    _, quick = await ordered("a.example")
     bell.ring(SLOW)
     await until(lambda: Job.exists().where(Job.lane == SLOW, Job.status == "Running"))
     bell.ring(LOCAL)
@@ -249,7 +219,7 @@ async def test_a_slow_issuer_keeps_no_other_waiting(runner, ctx):
 async def test_an_error_of_the_system_in_a_connector_is_the_connectors_bug(runner, ctx):
     ctx.plugins.issuers["Refused"] = Refused
     await issuer("iss-refused", "Refused")
-    job_id = await ordered("a.example", "iss-refused")
+    _, job_id = await ordered("a.example", issuer="iss-refused")
     bell.ring("issuer:iss-refused")
     job = await until(lambda: job_in(job_id, "Failed"))
     assert "the vendor's API refused" in job["last_error"]
@@ -314,7 +284,8 @@ async def test_an_order_whose_workers_died_is_told(ctx, grounds):
 
 
 async def test_what_was_signed_for_an_order_that_was_called_off_is_revoked(runner, monkeypatch):
-    job_id, signed, store = await ordered("a.example"), [], issue.store
+    _, job_id = await ordered("a.example")
+    signed, store = [], issue.store
 
     async def late(job, csr, issued, reference):
         signed.append(issued.leaf.serial_number)

@@ -76,6 +76,25 @@ class Shop:
         return await Rollout.select().where(Rollout.certificate_id == self.id).first()
 
 
+async def opened(fleet, machines, names, plan):
+    """A shop whose first version is on all its targets, and whose policy has had this plan since."""
+    await fleet.post("renewal-policies", id="rp", name="rp")
+    id = await fleet.certificate("a.example", targets=names, renewal_policy_id="rp")
+    for machine in machines:
+        await machine.answer_orders()
+    for machine in machines:
+        await machine.deploy_all()
+    assert (await fleet.people.put("/api/v1/renewal-policies/rp", json={"rollout": plan})).status_code == 200
+    return Shop(fleet, id, names)
+
+
+async def chain(fleet, count, plan):
+    """A shop with so many agents, of one target each; and its machines."""
+    machines = [await fleet.machine(f"ag-{n}") for n in range(count)]
+    names = [await fleet.target(f"t{n}", machine) for n, machine in enumerate(machines)]
+    return await opened(fleet, machines, names, plan), machines
+
+
 @pytest.fixture
 async def shop(fleet, go):
     """Make a certificate that one agent serves on several targets, all of its first version there."""
@@ -83,12 +102,7 @@ async def shop(fleet, go):
     async def make(targets=4, plan=PLAN, capabilities=("verify",)):
         machine = await fleet.machine("ag", capabilities)
         names = [await fleet.target(f"t{n}", machine) for n in range(targets)]
-        await fleet.post("renewal-policies", id="rp", name="rp")
-        id = await fleet.certificate("a.example", targets=names, renewal_policy_id="rp")
-        await machine.answer_orders()
-        await machine.deploy_all()
-        assert (await fleet.people.put("/api/v1/renewal-policies/rp", json={"rollout": plan})).status_code == 200
-        return Shop(fleet, id, names), machine
+        return await opened(fleet, [machine], names, plan), machine
 
     return make
 
@@ -365,16 +379,7 @@ async def test_what_a_halted_rollout_puts_back_stays_free_of_windows_that_change
 
 
 async def test_what_a_halted_rollout_held_back_is_not_sent_by_the_next_one(fleet, go):
-    await fleet.post("renewal-policies", id="rp", name="rp")
-    machines = [await fleet.machine(f"ag-{n}") for n in range(2)]
-    names = [await fleet.target(f"t{n}", machine) for n, machine in enumerate(machines)]
-    shop = Shop(fleet, await fleet.certificate("a.example", targets=names, renewal_policy_id="rp"), names)
-    for machine in machines:
-        await machine.answer_orders()
-    for machine in machines:
-        await machine.deploy_all()
-    plan = {"waves": [50, 100], "soak_seconds": 0, "max_failures": 0}
-    await fleet.people.put("/api/v1/renewal-policies/rp", json={"rollout": plan})
+    shop, machines = await chain(fleet, 2, {"waves": [50, 100], "soak_seconds": 0, "max_failures": 0})
     await shop.renew(*machines)
     await go()
     await fail(machines[0], "t0")
@@ -527,16 +532,7 @@ async def test_a_cancelled_deployment_counts_as_failed(shop, go):
 
 
 async def test_the_waves_count_targets_of_all_agents_whose_versions_come_one_by_one(fleet, go):
-    await fleet.post("renewal-policies", id="rp", name="rp")
-    machines = [await fleet.machine(f"ag-{n}") for n in range(4)]
-    names = [await fleet.target(f"t{n}", machine) for n, machine in enumerate(machines)]
-    shop = Shop(fleet, await fleet.certificate("a.example", targets=names, renewal_policy_id="rp"), names)
-    for machine in machines:
-        await machine.answer_orders()
-    for machine in machines:
-        await machine.deploy_all()
-    plan = {"waves": [50, 100], "soak_seconds": 60, "max_failures": 0}
-    await fleet.people.put("/api/v1/renewal-policies/rp", json={"rollout": plan})
+    shop, machines = await chain(fleet, 4, {"waves": [50, 100], "soak_seconds": 60, "max_failures": 0})
     await shop.renew(machines[3], machines[1])
     await go()
     await shop.fleet.jobs(shop.id)

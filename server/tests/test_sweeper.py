@@ -11,7 +11,6 @@ from certctl_server.jobs.create import NewJob, create
 from certctl_server.jobs.state import beat, claim
 from certctl_server.jobs.sweeper import Sweeper, time_out
 from certctl_server.jobs.tables import Job
-from certctl_server.leader import Leadership
 
 LEASE = timedelta(seconds=30)
 AHEAD = db.Sql("UPDATE job SET lease_until = {after:7200} WHERE lease_until IS NOT NULL")
@@ -35,13 +34,6 @@ def runs(*job_ids):
 @pytest.fixture
 def monotonic():
     return Monotonic()
-
-
-@pytest.fixture
-async def leadership(database):
-    leadership = Leadership("test", LEASE, alone=True)
-    await leadership.campaign()
-    return leadership
 
 
 @pytest.fixture

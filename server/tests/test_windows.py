@@ -8,24 +8,18 @@ from certctl_server.audit.tables import AuditEvent
 from certctl_server.certificates import windows
 from certctl_server.certificates.renewal import scan
 from certctl_server.certificates.status import settle
-from certctl_server.certificates.tables import Certificate, CertificateVersion
+from certctl_server.certificates.tables import Certificate
 from certctl_server.jobs.state import retry_due
 from certctl_server.jobs.sweeper import time_out
 from certctl_server.jobs.tables import Job
 from certctl_server.leader import Leadership
 from certctl_server.notices.tables import Notification
 from certctl_server.rules.tables import RenewalPolicy
+from server_flow import aged
 
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
 POLICY = "/api/v1/renewal-policies/rp-default"
 EVERY_DAY = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
-
-
-@pytest.fixture
-async def leadership(database):
-    leadership = Leadership("test", timedelta(seconds=30), alone=True)
-    assert await leadership.campaign()
-    return leadership
 
 
 def window(begins, ends):
@@ -57,16 +51,21 @@ async def time_goes_by(job_id):
     await Job.update(opens_at=opens_at, window_at=past, offer_at=offer_at).where(Job.id == job_id)
 
 
-async def aged(id, life, left):
-    """Let a certificate, and what it has on targets, have so much of such a life left."""
-    end = db.now() + left
-    await Certificate.update(not_before=end - life, expires_at=end).where(Certificate.id == id)
-    await CertificateVersion.update(not_before=end - life, not_after=end).where(CertificateVersion.certificate_id == id)
-    text = (
-        "UPDATE certificate_target SET not_before = $2, not_after = $3 WHERE certificate_id = $1 AND version_id <> ''"
-    )
-    await db.fetch(db.Sql(text), id, end - life, end)
-    await settle([id])
+async def deploying(fleet, given):
+    """A machine that a new certificate is to be deployed to, ordered while such a window was there; and its id."""
+    machine = await fleet.machine("ag-1")
+    await put(fleet, given)
+    id = await fleet.certificate("a.example", targets=[await fleet.target("tgt", machine)])
+    await machine.answer_orders()
+    return machine, id
+
+
+async def serving(fleet, given):
+    """A machine that serves a certificate, to which such a window came afterwards; and the certificate's id."""
+    machine = await fleet.machine("ag-1")
+    id = await fleet.served(machine)
+    await put(fleet, given)
+    return machine, id
 
 
 async def one(fleet, id, type_, **more):
@@ -79,10 +78,7 @@ def soon(moment, after):
 
 
 async def test_a_deployment_waits_in_pending_for_the_next_window_and_is_done_in_it(fleet, leadership):
-    machine = await fleet.machine("ag-1")
-    await put(fleet, CLOSED)
-    id = await fleet.certificate("a.example", targets=[await fleet.target("tgt", machine)])
-    await machine.answer_orders()
+    machine, id = await deploying(fleet, CLOSED)
     job = await one(fleet, id, "Deployment")
     assert (job["status"], await machine.work()) == ("Pending", [])
     assert soon(job["scheduled_at"], 2 * HOUR)
@@ -101,10 +97,7 @@ async def test_a_deployment_waits_in_pending_for_the_next_window_and_is_done_in_
 
 
 async def test_what_nobody_fetched_in_its_window_waits_for_the_next(fleet, leadership):
-    machine = await fleet.machine("ag-1")
-    await put(fleet, OPEN)
-    id = await fleet.certificate("a.example", targets=[await fleet.target("tgt", machine)])
-    await machine.answer_orders()
+    machine, id = await deploying(fleet, OPEN)
     job = await one(fleet, id, "Deployment")
     assert soon(job["window_at"], HOUR)
     await quietly(CLOSED)
@@ -117,10 +110,7 @@ async def test_what_nobody_fetched_in_its_window_waits_for_the_next(fleet, leade
 
 
 async def test_a_deployment_that_fails_is_not_tried_again_outside_of_its_window(fleet, leadership):
-    machine = await fleet.machine("ag-1")
-    await put(fleet, OPEN)
-    id = await fleet.certificate("a.example", targets=[await fleet.target("tgt", machine)])
-    await machine.answer_orders()
+    machine, id = await deploying(fleet, OPEN)
     [item] = await machine.work()
     await machine.report(item["id"], "Running")
     await quietly(CLOSED)
@@ -138,9 +128,7 @@ async def test_a_deployment_that_fails_is_not_tried_again_outside_of_its_window(
 
 
 async def test_an_automatic_renewal_waits_in_pending_and_the_scan_does_not_spin(fleet, leadership):
-    machine = await fleet.machine("ag-1")
-    id = await fleet.served(machine)
-    await put(fleet, CLOSED)
+    machine, id = await serving(fleet, CLOSED)
     await aged(id, 90 * DAY, 20 * DAY)
     assert await scan(leadership) is None
     job = await one(fleet, id, "Renewal")
@@ -160,9 +148,7 @@ async def test_an_automatic_renewal_waits_in_pending_and_the_scan_does_not_spin(
 
 
 async def test_a_renewal_that_its_agent_did_not_answer_in_the_window_is_not_offered_after_it(fleet, leadership):
-    machine = await fleet.machine("ag-1")
-    id = await fleet.served(machine)
-    await put(fleet, OPEN)
+    machine, id = await serving(fleet, OPEN)
     await aged(id, 90 * DAY, 20 * DAY)
     await scan(leadership)
     job = await one(fleet, id, "Renewal")
@@ -178,9 +164,7 @@ async def test_a_renewal_that_its_agent_did_not_answer_in_the_window_is_not_offe
 
 
 async def test_a_renewal_that_waits_for_approval_waits_for_its_window_afterwards(fleet, leadership, connect):
-    machine = await fleet.machine("ag-1")
-    id = await fleet.served(machine)
-    await put(fleet, CLOSED)
+    machine, id = await serving(fleet, CLOSED)
     await fleet.people.put(POLICY, json={"requires_approval": True})
     await aged(id, 90 * DAY, 20 * DAY)
     await scan(leadership)
@@ -192,9 +176,7 @@ async def test_a_renewal_that_waits_for_approval_waits_for_its_window_afterwards
 
 
 async def test_a_person_renews_at_once_and_the_deployment_still_waits(fleet, leadership):
-    machine = await fleet.machine("ag-1")
-    id = await fleet.served(machine)
-    await put(fleet, CLOSED)
+    machine, id = await serving(fleet, CLOSED)
     assert (await fleet.post(f"certificates/{id}/renew")).status_code == 202
     await machine.answer_orders()
     assert await machine.work() == []
@@ -203,9 +185,7 @@ async def test_a_person_renews_at_once_and_the_deployment_still_waits(fleet, lea
 
 
 async def test_a_person_can_begin_a_renewal_that_waits(fleet, leadership):
-    machine = await fleet.machine("ag-1")
-    id = await fleet.served(machine)
-    await put(fleet, CLOSED)
+    machine, id = await serving(fleet, CLOSED)
     await aged(id, 90 * DAY, 20 * DAY)
     await scan(leadership)
     job = await one(fleet, id, "Renewal")
@@ -258,9 +238,7 @@ async def test_what_was_made_elsewhere_and_ends_at_the_same_moment_is_told_one_b
 
 
 async def test_an_expiry_that_comes_near_while_a_deployment_waits_overrides(fleet, leadership):
-    machine = await fleet.machine("ag-1")
-    id = await fleet.served(machine)
-    await put(fleet, (10 * HOUR, 11 * HOUR))
+    machine, id = await serving(fleet, (10 * HOUR, 11 * HOUR))
     await aged(id, 90 * DAY, 50 * HOUR)
     await fleet.post(f"certificates/{id}/renew")
     await machine.answer_orders()
@@ -275,9 +253,7 @@ async def test_an_expiry_that_comes_near_while_a_deployment_waits_overrides(flee
 
 
 async def test_windows_that_change_or_go_time_anew_what_waits(fleet, leadership):
-    machine = await fleet.machine("ag-1")
-    renewing = await fleet.served(machine)
-    await put(fleet, CLOSED)
+    machine, renewing = await serving(fleet, CLOSED)
     id = await fleet.certificate("b.example", targets=[await fleet.target("tgt-b", machine)])
     await machine.answer_orders()
     await aged(renewing, 90 * DAY, 20 * DAY)
@@ -302,10 +278,7 @@ async def test_windows_that_are_added_hold_deployments_that_wait(fleet):
 
 
 async def test_a_certificate_that_gets_another_policy_follows_its_windows(fleet):
-    machine = await fleet.machine("ag-1")
-    await put(fleet, CLOSED)
-    id = await fleet.certificate("a.example", targets=[await fleet.target("tgt", machine)])
-    await machine.answer_orders()
+    machine, id = await deploying(fleet, CLOSED)
     await fleet.people.post("/api/v1/renewal-policies", json={"id": "rp-free", "name": "free"})
     assert await machine.work() == []
     answer = await fleet.people.put(f"/api/v1/certificates/{id}", json={"renewal_policy_id": "rp-free"})

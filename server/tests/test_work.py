@@ -10,13 +10,6 @@ from certctl_server.jobs.tables import Job
 from certctl_server.targets.tables import Target
 
 
-@pytest.fixture
-async def machine(fleet):
-    machine = await fleet.machine("ag-1")
-    await fleet.target("tgt", machine)
-    return machine
-
-
 async def test_what_is_claimed_is_offered_again_only_after_the_offers_lease(fleet, machine):
     await fleet.certificate("a.example", targets=["tgt"])
     [item] = await machine.work()

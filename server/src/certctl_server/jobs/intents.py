@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from certctl_core.csr import CheckedCsr
-from certctl_core.run import LeaseLost
+from certctl_core.errors import RejectedError
 
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Event, record
@@ -32,6 +32,24 @@ OPEN = db.with_rows(
     SELECT job.id, (SELECT coalesce(max(number), 0) + 1 FROM intent WHERE job_id = job.id),
         row.issuer_id, row.certificate_id, row.csr_sha256, row.public_key_sha256, 'open', row.reason, {now}
     FROM {row} JOIN job ON job.id = row.job WHERE job.fence = row.fence AND job.status = 'Running' RETURNING job_id
+    """,
+)
+# SQLite has one writer, who sees all that was written before.
+ALONE_WITH_KEYS = db.Sql(
+    postgres="""
+    SELECT pg_advisory_xact_lock(hashtextextended(key, 7381953))
+    FROM (SELECT value AS key FROM json_array_elements_text($1) ORDER BY value) keys
+    """,
+    sqlite="SELECT 1 AS locked WHERE $1 IS NOT NULL",
+)
+TAKEN = db.with_rows(
+    {"job": "text", "certificate_id": "text", "public_key_sha256": "text"},
+    """
+    SELECT row.job FROM {row}
+    WHERE EXISTS (
+        SELECT 1 FROM intent i
+        WHERE i.public_key_sha256 = row.public_key_sha256 AND i.certificate_id <> row.certificate_id
+            AND i.status <> 'failed')
     """,
 )
 CLOSE = db.Sql(
@@ -60,6 +78,7 @@ async def begin(job: Claimed, csr: CheckedCsr, reason: str = "") -> None:
 
     Raises:
         LeaseLost: another owner has the job.
+        RejectedError: another certificate's order with the same key came first.
     """
     told: dict[str, Any] = {"issuer_id": job.issuer_id, "csr_sha256": csr.sha256}
     facts = {"certificate_id": job.certificate_id, "public_key_sha256": csr.public_key_sha256, "reason": reason}
@@ -72,9 +91,18 @@ async def begin(job: Claimed, csr: CheckedCsr, reason: str = "") -> None:
         await record([Event(SYSTEM, "order_repeated", "job", job.id, {**told, "reason": reason})])
 
 
-async def _open_all(asked: list[tuple[Claimed, dict[str, Any]]]) -> list[LeaseLost | None]:
-    opened = {row["job_id"] for row in await db.fetch(OPEN, json.dumps([row for _, row in asked]))}
-    return [None if job.id in opened else lost(job) for job, _ in asked]
+async def _open_all(asked: list[tuple[Claimed, dict[str, Any]]]) -> list[Exception | None]:
+    first: dict[str, str] = {}
+    for _, row in asked:
+        first.setdefault(row["public_key_sha256"], row["certificate_id"])
+    async with db.transaction():
+        await db.fetch(ALONE_WITH_KEYS, json.dumps(list(first)))
+        taken = {row["job"] for row in await db.fetch(TAKEN, json.dumps([row for _, row in asked]))}
+        taken |= {row["job"] for _, row in asked if first[row["public_key_sha256"]] != row["certificate_id"]}
+        free = [row for _, row in asked if row["job"] not in taken]
+        opened = {row["job_id"] for row in await db.fetch(OPEN, json.dumps(free))}
+    refused = RejectedError("the CSR was refused: the CSR carries the key of another certificate")
+    return [None if job.id in opened else refused if job.id in taken else lost(job) for job, _ in asked]
 
 
 _open = db.Together(_open_all, apart=True)

@@ -56,11 +56,14 @@ KEY_IN_USE = db.with_rows(
     """
     SELECT row.key, row.certificate_id, 'a key that was compromised' AS why
     FROM {row} JOIN blocked_key b ON b.public_key_sha256 = row.key
-    UNION ALL SELECT row.key, row.certificate_id,
+    UNION SELECT row.key, row.certificate_id,
         CASE WHEN v.certificate_id <> row.certificate_id THEN 'the key of another certificate'
         ELSE 'the key of what was revoked' END
     FROM {row} JOIN certificate_version v ON v.public_key_sha256 = row.key JOIN certificate c ON c.id = v.certificate_id
     WHERE v.certificate_id <> row.certificate_id OR v.revoked_at IS NOT NULL OR c.revoked_at IS NOT NULL
+    UNION SELECT row.key, row.certificate_id, 'the key of another certificate'
+    FROM {row} JOIN intent i ON i.public_key_sha256 = row.key AND i.certificate_id <> row.certificate_id
+    WHERE i.status IN ('open', 'unresolved')
     """,
 )
 

@@ -1,0 +1,55 @@
+"""What tests of the server share: orders with a CSR of the caller's own, certificates of any age, and patience."""
+
+import asyncio
+
+from certctl_core.x509 import read_csr
+from certctl_sdk.testing.fake_ca import csr_pem
+from certctl_server import db
+from certctl_server.audit.record import SYSTEM
+from certctl_server.certificates.create import Wanted, create
+from certctl_server.certificates.status import settle
+from certctl_server.certificates.tables import Certificate, CertificateVersion
+from certctl_server.jobs.tables import Job
+
+
+async def until(look, seconds=15):
+    """What ``look`` finds, as soon as it finds something."""
+    async with asyncio.timeout(seconds):
+        while not (found := await look()):
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def job_in(id, *states):
+    """The job, if it is in one of these states."""
+    row = await Job.select().where(Job.id == id).first()
+    return row if row["status"] in states else None
+
+
+def wanted(*sans, issuer="iss-local", **more):
+    """An order on behalf of the owner and the team of ``grounds``."""
+    return Wanted(common_name="", sans=sans, owner_id="o", team_id="t", issuer_id=issuer, **more)
+
+
+async def ordered(*sans, issuer="iss-local", csr=None, **job):
+    """A certificate whose order carries the caller's own CSR, and that nobody was told of; its id and its job's.
+
+    ``job`` is what else the job is to have.
+    """
+    id, job_id = await create(wanted(*sans, issuer=issuer), SYSTEM)
+    checked = read_csr(csr or csr_pem(*sans))
+    facts = {"csr_pem": checked.pem, "csr_sha256": checked.sha256, "due_at": db.now(), **job}
+    await Job.update(facts).where(Job.id == job_id)
+    return id, job_id
+
+
+async def aged(id, life, left):
+    """Let a certificate, and what it has on targets, have so much of such a life left."""
+    end = db.now() + left
+    await Certificate.update(not_before=end - life, expires_at=end).where(Certificate.id == id)
+    await CertificateVersion.update(not_before=end - life, not_after=end).where(CertificateVersion.certificate_id == id)
+    text = (
+        "UPDATE certificate_target SET not_before = $2, not_after = $3 WHERE certificate_id = $1 AND version_id <> ''"
+    )
+    await db.fetch(db.Sql(text), id, end - life, end)
+    await settle([id])
