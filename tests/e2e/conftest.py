@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 from certctl_sdk.http import httpx
-from certctl_sdk.testing.fake_ca import FakeCA
+from certctl_sdk.testing.fake_ca import FakeCA, csr_pem
 from certctl_sdk.testing.nginx import Nginx
 from certctl_sdk.testing.postgres import Postgres
 from certctl_sdk.testing.redis import Redis
@@ -37,6 +37,29 @@ START_SECONDS = 60
 SHOWN_CHARACTERS = 8000
 ADMIN = "an-admin-key-of-the-environment-for-tests"
 STAGES = pytest.StashKey[list]()
+
+#: It asks nobody, and so shows what became of an order that was under way for long.
+THINKER = """
+import asyncio
+from certctl_core import hookimpl
+from certctl_core.config import ConnectorConfig
+from certctl_core.errors import RejectedError
+from certctl_core.issuer import Issuer
+
+class Config(ConnectorConfig):
+    '''No options.'''
+
+class Thinker(Issuer):
+    kind = "Thinker"
+    Config = Config
+    async def issue(self, request, run):
+        await asyncio.sleep(SECONDS)
+        raise RejectedError("thought about it")
+
+@hookimpl
+def certctl_issuers():
+    return [Thinker]
+"""
 
 
 def free_port():
@@ -255,6 +278,15 @@ class Server(Program):
         """Return the row once every target of the certificate proved that it is served."""
         fits = lambda row: row["deployment_state"] == "served" and row["status"] == "Active"  # noqa: E731
         return self.until(f"certificates/{certificate_id}", fits, "the certificate to be served", seconds)
+
+    def sign(self, certificate_id, name, seconds=30.0):
+        """Let a key of the caller's be certified; return how long it took."""
+        before, began = len(self.fingerprints(certificate_id)), time.monotonic()
+        self.post(f"certificates/{certificate_id}/renew", {"csr_pem": csr_pem(name)})
+        while len(self.fingerprints(certificate_id)) == before:
+            assert time.monotonic() - began < seconds, self.jobs(certificate_id)
+            time.sleep(0.05)
+        return time.monotonic() - began
 
     def fingerprints(self, certificate_id):
         """Of every version, oldest first."""
@@ -490,6 +522,12 @@ class Stage:
             f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: certctl-core>=1.0,<2\n"
         )
         (info / "entry_points.txt").write_text(f"[certctl]\n{name} = {module}\n")
+
+    def thinker(self, seconds):
+        """Install an issuer ``Thinker`` that thinks for so long and then refuses; return the PYTHONPATH."""
+        place = self._place("packages")
+        self.distribution(place, "certctl-issuer-thinker", THINKER.replace("SECONDS", str(seconds)))
+        return place
 
     def visitor(self, nginx, name, root_pem):
         """Make a client of ``nginx``."""

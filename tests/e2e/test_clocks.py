@@ -23,30 +23,6 @@ SETTINGS = {
     "CERTCTL_RATE_LIMIT_ENABLED": "false",
     "CERTCTL_SCHEDULER_JOB_PROCESSOR_INTERVAL": "1s",
 }
-#: An issuer that thinks for longer than a lease, and then signs nothing.
-THINKER = """
-import asyncio
-from certctl_core import hookimpl
-from certctl_core.config import ConnectorConfig
-from certctl_core.errors import RejectedError
-from certctl_core.issuer import Issuer
-
-class Config(ConnectorConfig):
-    '''No options.'''
-
-class Thinker(Issuer):
-    kind = "Thinker"
-    Config = Config
-    async def issue(self, request, run):
-        await asyncio.sleep(SECONDS)
-        raise RejectedError("thought about it")
-
-@hookimpl
-def certctl_issuers():
-    return [Thinker]
-""".replace("SECONDS", str(PHASE_SECONDS))
-
-
 #: libfaketime refuses the call by which Python sleeps (clock_nanosleep until a moment).
 SLEEP = "import select, time\ntime.sleep = lambda seconds: select.select([], [], [], seconds)\n"
 
@@ -96,8 +72,7 @@ def cluster(clocks):
 @pytest.fixture(scope="module")
 def packages(stage):
     """Where the thinking issuer is installed."""
-    place = stage.root / "packages"
-    stage.distribution(place, "certctl-issuer-thinker", THINKER)
+    place = stage.thinker(PHASE_SECONDS)
     (place / "sitecustomize.py").write_text(SLEEP)
     return {"PYTHONPATH": str(place)}
 
@@ -106,6 +81,7 @@ def packages(stage):
 def scaled(stage, cluster, redis, clocks, packages, waiting):
     """A server and a worker, each with a clock of its own; another worker stands by."""
     clocks["database"].set(LONG_AGO)
+    time.sleep(CACHED_SECONDS)
     shared = {"CERTCTL_BROKER_URL": redis.url, "CERTCTL_CONFIG_ENCRYPTION_KEY": os.urandom(32).hex()}
     shared |= SETTINGS | packages | {"database_url": cluster.create("clocks")}
     server = stage.server(**shared, **clocks["server"].environ).start()
@@ -138,17 +114,7 @@ def installation(request, victim):
 
 def own_ca(server):
     """Let it come to be: one that was made a moment ago is not valid two hours before."""
-    sign(server, server.order("first.example.com")["id"], "first.example.com")
-
-
-def sign(server, id, name):
-    """Let a key of the caller's be certified; return how long it took."""
-    before, began = len(server.fingerprints(id)), time.monotonic()
-    server.post(f"certificates/{id}/renew", {"csr_pem": csr_pem(name)})
-    while len(server.fingerprints(id)) == before:
-        assert time.monotonic() - began < 30, server.jobs(id)
-        time.sleep(0.05)
-    return time.monotonic() - began
+    server.sign(server.order("first.example.com")["id"], "first.example.com")
 
 
 @pytest.mark.parametrize("offset", ["+2h", "-2h"])
@@ -161,7 +127,7 @@ def test_a_clock_that_is_set_stops_nothing_and_doubles_nothing(clocks, installat
     short = server.order(f"short.{name}", certificate_profile_id=profile)["id"]
     thinking = server.order(f"thinking.{name}", issuer_id=issuer)["id"]
     for id, each in ((plain, name), (short, f"short.{name}")):
-        sign(server, id, each)
+        server.sign(id, each)
     leading = len(server.events("leading"))
     server.post(f"certificates/{thinking}/renew", {"csr_pem": csr_pem(f"thinking.{name}")})
     signed = []
@@ -170,7 +136,7 @@ def test_a_clock_that_is_set_stops_nothing_and_doubles_nothing(clocks, installat
         time.sleep(CACHED_SECONDS)  # what is signed by one clock and looked at by the other is refused, rightly
         end = time.monotonic() + PHASE_SECONDS
         while time.monotonic() < end:
-            signed.append(sign(server, plain, name))
+            signed.append(server.sign(plain, name))
     assert max(signed) < 15, signed
     assert statistics.median(signed) < 2, signed
     assert len(server.fingerprints(plain)) == len(signed) + 1

@@ -73,9 +73,10 @@ def test_a_second_start_is_quick_and_finds_everything_as_it_was(server):
     assert server.root_pem(issue(server, "later.example.com")[0]) == root
 
 
-def test_the_first_key_is_shown_on_a_terminal_once_and_written_nowhere(stage):
+def test_the_first_key_is_shown_on_a_terminal_once_and_written_nowhere(stage, waiting):
     server = stage.server()
     server.start(terminal=True)
+    waiting(lambda: "certs list" in server.said, "the last line of the welcome")
     lines = [line.strip() for line in ANSI.sub("", server.said).splitlines()]
     key = lines[lines.index("admin key, shown this once:") + 1]
     token = lines[lines.index("enrolment token for one agent, within 24 hours:") + 1]
@@ -88,6 +89,7 @@ def test_the_first_key_is_shown_on_a_terminal_once_and_written_nowhere(stage):
     assert server.end(signal.SIGINT) == 0
     shown = len(server.said)
     server.start(terminal=True)
+    waiting(lambda: "certs list" in server.said[shown:], "the last line of the welcome")
     assert "certctl is running" in server.said[shown:]
     assert "shown this once" not in server.said[shown:]
     assert role(server, key) == "admin"
