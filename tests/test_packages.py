@@ -80,7 +80,8 @@ def test_a_package_declares_what_it_imports(folder, parse):
     project = toml["project"]
     extras = [need for needs in project.get("optional-dependencies", {}).values() for need in needs]
     shipped = names([project["name"], *project["dependencies"], *extras])
-    tested = shipped | names([*group(toml, "test"), *group(META, "test")])
+    shared = [path.stem for path in folder.glob("tests/shared/*.py")]
+    tested = shipped | names([*group(toml, "test"), *group(META, "test"), *shared])
     owners = packages_distributions()
     missing = set()
     for path, tree in parse(folder).items():

@@ -10,12 +10,13 @@ from certctl_core.errors import RejectedError
 from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM
-from certctl_server.certificates.create import Wanted, create
+from certctl_server.certificates.create import create
 from certctl_server.jobs import intents
 from certctl_server.jobs.issue import key_in_use
 from certctl_server.jobs.state import claim
 from certctl_server.jobs.tables import Job
 from cryptography.hazmat.primitives.asymmetric import ec
+from server_flow import wanted
 
 pytestmark = pytest.mark.usefixtures("grounds")
 OPEN = db.Sql("SELECT job_id FROM intent WHERE status = 'open'")
@@ -30,8 +31,7 @@ def csr():
 async def two():
     """The running orders of two certificates."""
     for _ in range(2):
-        wanted = Wanted(common_name="", sans=("a.example",), owner_id="o", team_id="t", issuer_id="iss-local")
-        _, job_id = await create(wanted, SYSTEM)
+        _, job_id = await create(wanted("a.example"), SYSTEM)
         await Job.update(csr_pem="given", csr_sha256=job_id, due_at=db.now()).where(Job.id == job_id)
     jobs = await claim("worker", "issuer:iss-local", limit=2, lease=timedelta(minutes=1))
     assert len(jobs) == 2

@@ -52,7 +52,7 @@ async def time_goes_by(job_id):
 
 
 async def deploying(fleet, given):
-    """A machine that a new certificate is to be deployed to, ordered while such a window was there; and its id."""
+    """A machine, and the id of a new certificate whose deployment to it was ordered under such a window."""
     machine = await fleet.machine("ag-1")
     await put(fleet, given)
     id = await fleet.certificate("a.example", targets=[await fleet.target("tgt", machine)])
@@ -61,7 +61,7 @@ async def deploying(fleet, given):
 
 
 async def serving(fleet, given):
-    """A machine that serves a certificate, to which such a window came afterwards; and the certificate's id."""
+    """A machine, and the id of the certificate that it serves; such a window came afterwards."""
     machine = await fleet.machine("ag-1")
     id = await fleet.served(machine)
     await put(fleet, given)
@@ -164,7 +164,7 @@ async def test_a_renewal_that_its_agent_did_not_answer_in_the_window_is_not_offe
 
 
 async def test_a_renewal_that_waits_for_approval_waits_for_its_window_afterwards(fleet, leadership, connect):
-    machine, id = await serving(fleet, CLOSED)
+    _, id = await serving(fleet, CLOSED)
     await fleet.people.put(POLICY, json={"requires_approval": True})
     await aged(id, 90 * DAY, 20 * DAY)
     await scan(leadership)

@@ -10,10 +10,8 @@ from collections import Counter
 
 import pytest
 from certctl_sdk.http import httpx
-from certctl_sdk.testing.crash import Death, Journal, broken_histories, seed, tell, unexplained_signatures
-from certctl_server import db
-from certctl_server.tables import TABLES
-from chaos_sites import DYING, MOVES, SHORT_LEASES, Observer, Site, fits
+from certctl_sdk.testing.crash import Death, Journal, seed, tell
+from chaos_sites import DYING, SHORT_LEASES, Observer, Site, fits, nothing_was_doubled
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -124,11 +122,7 @@ class Inventory:
         self.errors = {}
         for number in range(count):
             site = Site(nginx, f"site{number}.example.com")
-            config = {"cert_path": str(site.cert), "key_path": str(site.key), "host": "127.0.0.1", "port": nginx.port}
-            commands = {"validate_command": "nginx-check", "reload_command": "nginx-reload"}
-            body = {"name": site.name, "type": "NGINX", "agent_id": agent.id, "config": config | commands}
-            target = server.post("targets", body)["id"]
-            self.sites[server.order(site.name, target)["id"]] = site
+            self.sites[site.order(server, agent)] = site
         subprocess.run(nginx.reload_command, check=True)
         agent.allow_all_of(nginx)
         self.unrenewed = list(self.sites)
@@ -243,20 +237,3 @@ def served_are_the_newest(server, agent, nginx, inventory):
         assert (row["status"], row["deployment_state"]) == ("Active", "served"), row
         key = (agent.state_dir / "keys" / f"{id}.key").read_bytes()
         assert fits(versions[-1]["pem_chain"].encode(), key)
-
-
-async def nothing_was_doubled(url, journal):
-    await db.connect(url, TABLES)
-    try:
-        jobs = await db.fetch(db.Sql("SELECT * FROM job"))
-        intents = await db.fetch(db.Sql("SELECT * FROM intent ORDER BY job_id, number"))
-        moves = await db.fetch(MOVES)
-        versions = await db.fetch(db.Sql("SELECT job_id FROM certificate_version"))
-    finally:
-        await db.close()
-    assert {job["status"] for job in jobs} <= {"Completed", "Cancelled"}
-    assert {job["last_error"] for job in jobs if job["status"] == "Cancelled"} <= {"superseded by a newer version"}
-    orders = [job["id"] for job in jobs if job["type"] in {"Issuance", "Renewal"}]
-    assert Counter(version["job_id"] for version in versions) == Counter(orders)
-    assert unexplained_signatures(journal, intents) == []
-    assert broken_histories(moves, {job["id"]: job["fence"] for job in jobs}) == []

@@ -15,12 +15,10 @@ from hashlib import sha256
 
 import pytest
 from certctl_sdk.http import httpx
-from certctl_sdk.testing.crash import Journal, broken_histories, seed, tell, unexplained_signatures
+from certctl_sdk.testing.crash import Journal, seed, tell
 from certctl_sdk.testing.postgres import Postgres
-from certctl_server import db
-from certctl_server.tables import TABLES
 from chaos_network import Network, possible, relay
-from chaos_sites import DYING, MOVES, SHORT_LEASES, Observer, Site, fits
+from chaos_sites import DYING, SHORT_LEASES, Observer, Site, fits, nothing_was_doubled
 
 OPEN = ("Pending", "AwaitingCSR", "Running")
 LEASE_SECONDS = 1.0
@@ -98,12 +96,7 @@ class Fleet:
         for machine in self.machines:
             for number in range(self.size.certificates):
                 site = Site(machine.nginx, f"site{number}.{machine.agent.name}.example.com")
-                config = {"cert_path": str(site.cert), "key_path": str(site.key), "host": "127.0.0.1"}
-                commands = {"validate_command": "nginx-check", "reload_command": "nginx-reload"}
-                body = {"name": site.name, "type": "NGINX", "agent_id": machine.agent.id}
-                body["config"] = config | commands | {"port": machine.nginx.port}
-                target = self.servers[0].post("targets", body)["id"]
-                machine.sites[self.servers[0].order(site.name, target)["id"]] = site
+                machine.sites[site.order(self.servers[0], machine.agent)] = site
             machine.reload()
 
     @property
@@ -292,7 +285,9 @@ async def test_every_renewal_ends_served_whatever_happens(size, fleet):
     everything_is_served(fleet, renewals)
     for program in (*fleet.workers, *fleet.servers, *(machine.agent for machine in fleet.machines)):
         program.kill()
-    await nothing_was_doubled(fleet)
+    jobs = await nothing_was_doubled(fleet.url, fleet.journal)
+    deployments = [job for job in jobs if job["type"] == "Deployment" and job["status"] == "Completed"]
+    assert max(Counter(job["version_id"] for job in deployments).values()) == 1
 
 
 def report(fleet, havoc, renewals, observer, seconds):
@@ -316,24 +311,3 @@ def everything_is_served(fleet, renewals):
             key = (machine.agent.state_dir / "keys" / f"{id}.key").read_bytes()
             [*_, version] = server.all(f"certificates/{id}/versions")
             assert fits(version["pem_chain"].encode(), key)
-
-
-async def nothing_was_doubled(fleet):
-    await db.connect(fleet.url, TABLES)
-    try:
-        jobs = await db.fetch(db.Sql("SELECT * FROM job"))
-        intents = await db.fetch(db.Sql("SELECT * FROM intent ORDER BY job_id, number"))
-        moves = await db.fetch(MOVES)
-        versions = await db.fetch(db.Sql("SELECT id, job_id FROM certificate_version"))
-    finally:
-        await db.close()
-    assert {job["status"] for job in jobs} <= {"Completed", "Cancelled"}
-    assert {job["last_error"] for job in jobs if job["status"] == "Cancelled"} <= {"superseded by a newer version"}
-    orders = [job["id"] for job in jobs if job["type"] in {"Issuance", "Renewal"}]
-    assert Counter(version["job_id"] for version in versions) == Counter(orders)
-    deployed = Counter(
-        job["version_id"] for job in jobs if job["type"] == "Deployment" and job["status"] == "Completed"
-    )
-    assert max(deployed.values()) == 1
-    assert unexplained_signatures(fleet.journal, intents) == []
-    assert broken_histories(moves, {job["id"]: job["fence"] for job in jobs}) == []
