@@ -124,7 +124,7 @@ class Agent:
             try:
                 items.append(work.read(raw))
             except RejectedError as exc:
-                log.error("work left alone", extra={"error": str(exc)})  # noqa: TRY400
+                log.error("work left alone", extra={"error": str(exc)})
         return items
 
     async def _do(self, item: work.Item) -> None:

@@ -58,7 +58,7 @@ class Unfinished:
                     if await recover_files([path], allowed, reload=partial(_reload, noted["reload"], allowed)):
                         log.warning("deployment cut short was taken back", extra={"job": job_id, "path": str(path)})
             except ConnectorError as exc:
-                log.error("deployment cut short cannot be taken back", extra={"job": job_id, "error": str(exc)})  # noqa: TRY400
+                log.error("deployment cut short cannot be taken back", extra={"job": job_id, "error": str(exc)})
             else:
                 self._end(job_id)
 

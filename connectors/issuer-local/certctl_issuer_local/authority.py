@@ -97,7 +97,7 @@ def _bytes_of(path: Path, option: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as exc:
-        log.error("CA file not read", extra={"path": str(path), "error": exc.strerror or ""})  # noqa: TRY400
+        log.error("CA file not read", extra={"path": str(path), "error": exc.strerror or ""})
         raise MisconfiguredError(f"the file that {option} names cannot be read; the log says why") from None
 
 

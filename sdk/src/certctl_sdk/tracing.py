@@ -144,9 +144,9 @@ def configure(service: str, package: str, environ: Mapping[str, str]) -> None:
 
         _exporter = Exporter(service, version(package), wanted)
     except ImportError as exc:
-        log.error("no traces: OTEL_* asks for them, but %s[otlp] is not installed: %s", package, exc)  # noqa: TRY400
+        log.error("no traces: OTEL_* asks for them, but %s[otlp] is not installed: %s", package, exc)
     except (ValueError, OSError) as exc:
-        log.error("no traces: %s", exc)  # noqa: TRY400
+        log.error("no traces: %s", exc)
     else:
         log.info("traces are exported", extra={"service": service, "exporters": wanted})
 

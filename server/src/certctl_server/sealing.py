@@ -134,7 +134,7 @@ async def reseal(cipher: Cipher) -> int:
     async with db.transaction():
         for table, key, column in PLACES:
             look = f"SELECT {key} AS place, {column} AS text FROM {table}"  # noqa: S608  # the names above
-            put = f"UPDATE {table} SET {column} = $3 WHERE {key} = $1 AND {column} = $2 RETURNING 1"  # noqa: S608
+            put = f"UPDATE {table} SET {column} = $3 WHERE {key} = $1 AND {column} = $2 RETURNING 1"  # noqa: S608  # ours
             for row in await db.fetch(db.Sql(look)):
                 renewed = cipher.renew(row["text"], place(table, row["place"], column))
                 if renewed != row["text"]:
