@@ -4,6 +4,9 @@ from datetime import timedelta
 import pytest
 from certctl_core.certificate import AGEING, NEXT, Status
 from certctl_server import db
+from certctl_server.audit.record import SYSTEM
+from certctl_server.certificates import status
+from certctl_server.certificates.create import create
 from certctl_server.certificates.renewal import flips
 from certctl_server.certificates.status import Around, derived, settle
 from certctl_server.certificates.tables import Certificate
@@ -12,6 +15,7 @@ from certctl_server.leader import Leadership
 from certctl_server.rules.tables import RenewalPolicy
 from hypothesis import given
 from hypothesis import strategies as st
+from server_flow import wanted
 
 NOW = db.now()
 START = {
@@ -156,3 +160,21 @@ async def test_orders_that_end_at_once_leave_no_status_behind(fleet):
     await asyncio.gather(*(machine.answer_orders() for machine in machines))
     await asyncio.gather(*(machine.deploy_all() for machine in machines))
     assert await fleet.status(id) == ("Active", "served")
+
+
+JOBS = db.Sql(
+    """
+    INSERT INTO job (id, type, certificate_id, lane, status, scheduled_at, created_at)
+    SELECT 'job-' || n, 'Renewal', $1, '', 'Completed', {now}, {now} FROM generate_series(1, 2000) n
+    """
+)
+
+
+async def test_open_jobs_that_statistics_know_nothing_of_are_not_walked_through_for_each_certificate(grounds):
+    if db.dialect() == "sqlite":
+        pytest.skip("SQLite plans by statistics that ship with certctl")
+    id, _ = await create(wanted("a.example"), SYSTEM)
+    await db.fetch(JOBS, id)
+    await db.fetch(db.Sql("ANALYZE job"))
+    plan = str(await db.fetch(db.Sql("EXPLAIN " + status.FACTS.text("postgres")), '["mc"]'))
+    assert "job_place" not in plan

@@ -47,7 +47,7 @@ ISSUER = db.Sql("SELECT id, type, enabled, status FROM issuer WHERE id = $1")
 OPEN_DEPLOYMENTS = db.Sql(
     """
     SELECT id, target_id, version_id FROM job WHERE certificate_id = $1 AND type = 'Deployment'
-        AND place IS NOT NULL ORDER BY created_at, id
+        AND coalesce(place, '') <> '' ORDER BY created_at, id
     """
 )
 MAPPED = db.Sql("SELECT target_id FROM certificate_target WHERE certificate_id = $1")

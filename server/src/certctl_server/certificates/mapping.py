@@ -28,14 +28,14 @@ UNMAP = db.Sql(
 WANTING = db.Sql(
     """
     SELECT c.id, c.version_id, (SELECT count(*) FROM job o WHERE o.certificate_id = c.id
-        AND o.type IN ('Issuance', 'Renewal') AND o.place IS NOT NULL) AS open_orders
+        AND o.type IN ('Issuance', 'Renewal') AND coalesce(o.place, '') <> '') AS open_orders
     FROM certificate c WHERE c.id IN ({ids:$1}) AND c.archived_at IS NULL AND c.revoked_at IS NULL
     """
 )
 OPEN_ORDERS = db.Sql(
     """
     SELECT certificate_id, agent_id, id, type, csr_sha256 FROM job WHERE certificate_id IN ({ids:$1})
-        AND type IN ('Issuance', 'Renewal') AND place IS NOT NULL ORDER BY created_at, id
+        AND type IN ('Issuance', 'Renewal') AND coalesce(place, '') <> '' ORDER BY created_at, id
     """
 )
 ASSIGN = db.Sql(

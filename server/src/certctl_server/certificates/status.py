@@ -46,7 +46,7 @@ FACTS = db.Sql(
         c.expires_at, c.issued_at, c.alerted, p.auto_renew, p.renewal_window_days, p.alert_thresholds_days,
         i.enabled AS issuer_enabled,
         (SELECT count(*) FROM job o WHERE o.certificate_id = c.id AND o.type IN ('Issuance', 'Renewal')
-            AND o.place IS NOT NULL) AS open_orders
+            AND coalesce(o.place, '') <> '') AS open_orders
     FROM certificate c JOIN renewal_policy p ON p.id = c.renewal_policy_id JOIN issuer i ON i.id = c.issuer_id
     WHERE c.id IN ({ids:$1})
     """

@@ -89,7 +89,7 @@ CALLED_OFF = db.Sql(
 SUPERSEDED = db.Sql(
     """
     SELECT old.id FROM job new JOIN job old ON old.certificate_id = new.certificate_id
-        AND old.target_id = new.target_id AND old.type = 'Deployment' AND old.place IS NOT NULL
+        AND old.target_id = new.target_id AND old.type = 'Deployment' AND coalesce(old.place, '') <> ''
         AND old.version_id <> new.version_id
     WHERE new.id IN ({ids:$1})
     """
@@ -97,7 +97,7 @@ SUPERSEDED = db.Sql(
 UNDER_WAY = db.Sql(
     """
     SELECT DISTINCT certificate_id FROM job
-    WHERE certificate_id IN ({ids:$1}) AND type = 'Deployment' AND place IS NOT NULL
+    WHERE certificate_id IN ({ids:$1}) AND type = 'Deployment' AND coalesce(place, '') <> ''
     """
 )
 SETTLED = db.with_rows(

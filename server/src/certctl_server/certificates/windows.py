@@ -30,7 +30,7 @@ from certctl_server.leader import Leadership
 BATCH = 1000
 DUE = db.Sql("SELECT id, certificate_id FROM job WHERE window_at <= $1 ORDER BY window_at LIMIT $2")
 NEXT = db.Sql("SELECT min(window_at) AS due_at FROM job WHERE window_at IS NOT NULL")
-OPEN = db.Sql("SELECT id FROM job WHERE certificate_id IN ({ids:$1}) AND place IS NOT NULL")
+OPEN = db.Sql("SELECT id FROM job WHERE certificate_id IN ({ids:$1}) AND coalesce(place, '') <> ''")
 _FACTS = """
     SELECT j.id, j.type, j.status, j.certificate_id, j.agent_id, j.version_id, j.csr_sha256, j.request, j.offer_at,
         j.opens_at, j.window_at, j.scheduled_at, p.maintenance_windows, c.expires_at, t.enabled,

@@ -42,8 +42,11 @@ class Budget(Table):
 class Job(Table):
     """One piece of work, done by one at a time.
 
-    ``place`` is taken while the job is open and unique, so that no work is doubled. ``due_at`` is set while a
-    worker may claim it, ``offer_at`` while its agent may have it; both are NULL for whoever may not.
+    ``place`` is taken while the job is open and unique, so that no work is doubled. Statements ask for the open jobs of
+    certificates by ``coalesce(place, '') <> ''``: for ``IS NOT NULL`` PostgreSQL, which knows of few open jobs where
+    few were open at its last ANALYZE, walks through all of them once for each certificate.
+    ``due_at`` is set while a worker may claim it, ``offer_at`` while its agent may have it; both are NULL for whoever
+    may not.
     ``urgency`` is how soon it is wanted, ``urgent_at`` when that becomes as soon as can be; ``priority`` is where it
     stands in its lane now. ``waits_for`` names the budget that has no room for it.
     ``window_at`` is set while maintenance windows hold it to its time: it is started from ``opens_at`` on and
