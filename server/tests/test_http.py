@@ -144,6 +144,27 @@ async def test_a_form_that_is_no_json_is_refused(client):
     assert (answer.status_code, answer.json()["error"]) == (415, "Unsupported Media Type")
 
 
+async def test_a_client_that_goes_away_amid_its_body_is_no_fault_of_ours(app, database):
+    _, key = await create_key("ada", Role.ADMIN)
+    heard = iter([{"type": "http.request", "body": b'{"name":', "more_body": True}])
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": TEAMS, "raw_path": TEAMS.encode(), "root_path": "", "query_string": b"", "client": ("192.0.2.1", 1),
+        "server": ("certctl.test", 80),
+        "headers": [(b"host", b"certctl.test"), (b"authorization", f"Bearer {key}".encode())],
+    }  # fmt: skip
+    said = []
+
+    async def receive():
+        return next(heard, {"type": "http.disconnect"})
+
+    async def send(message):
+        said.append(message)
+
+    await app(scope, receive, send)
+    assert said[0]["status"] == 400
+
+
 async def test_get_may_carry_any_content_type(client):
     assert (await client.get(TEAMS, headers={"Content-Type": "text/plain"})).status_code == 200
 

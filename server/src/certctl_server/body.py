@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import msgspec
 from litestar import Request
+from litestar.exceptions import InternalServerException
 
 from certctl_server.errors import FIELD_CHARACTERS, MOST_FAULTS, Refused, invalid
 from certctl_server.ids import PATTERN
@@ -115,9 +116,12 @@ async def raw_json(request: Request[Any, Any, Any]) -> bytes:
     """Return the bytes of a body that may be JSON.
 
     Raises:
-        Refused: 415 for another type of content, 413 for more than the limit.
+        Refused: 415 for another type of content, 413 for more than the limit, 400 if the client is gone.
     """
-    raw = await request.body()
+    try:
+        raw = await request.body()
+    except InternalServerException as exc:
+        raise Refused(HTTPStatus.BAD_REQUEST, "The client went away before its body was whole") from exc
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not raw or not given or given == "application/json" or given.endswith("+json"):
         return raw

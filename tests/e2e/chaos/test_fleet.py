@@ -230,12 +230,16 @@ class Havoc:
             self.fleet.redis.say("FLUSHALL")
 
     def _restart_redis(self):
-        self.fleet.redis.stop()
-        self._later(2, self.fleet.redis.start)
+        self._restart(self.fleet.redis)
 
     def _restart_postgres(self):
-        self.fleet.cluster.stop()
-        self._later(2, self.fleet.cluster.start)
+        self._restart(self.fleet.cluster)
+
+    def _restart(self, service):
+        """Let it be away for a while, unless it is already."""
+        if service.start not in [mend for _, mend in self._mend]:
+            service.stop()
+            self._later(2, service.start)
 
 
 @pytest.fixture(params=["embedded", "scaled"])
