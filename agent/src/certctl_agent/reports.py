@@ -10,14 +10,9 @@ from datetime import timedelta
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from certctl_core.errors import (
-    ConnectorError,
-    DeploymentError,
-    MisconfiguredError,
-    RejectedError,
-    TransientError,
-)
+from certctl_core.errors import ConnectorError, TransientError
 from certctl_core.hookspecs import PROJECT
+from certctl_core.job import Cause, cause_of
 
 from certctl_agent.api import Refused
 
@@ -25,12 +20,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LATER = frozenset({408, 425, 429})
-KINDS: dict[type[BaseException], str] = {
-    TransientError: "transient",
-    RejectedError: "rejected",
-    MisconfiguredError: "misconfigured",
-    DeploymentError: "deployment",
-}
 PATIENCE = timedelta(minutes=10)
 LONGEST_PAUSE = 60.0
 
@@ -65,8 +54,7 @@ def told(error: Exception, connector: type[object] | None = None) -> tuple[str, 
     """
     notes = getattr(error, "__notes__", [])
     if isinstance(error, ConnectorError):
-        kind = next((word for cls, word in KINDS.items() if isinstance(error, cls)), "deployment")
-        return "; ".join([str(error), *notes]), kind
+        return "; ".join([str(error), *notes]), cause_of(error, Cause.DEPLOYMENT).value
     if isinstance(error, Refused):
         return str(error), "transient" if passes(error) else "rejected"
     where = f" in {connector.kind} ({_dist(connector)})" if connector and hasattr(connector, "kind") else ""

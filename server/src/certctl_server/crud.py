@@ -136,6 +136,8 @@ def crud_routes(crud: Crud) -> Router:
 async def one(table: type[Table], id: str, principal: Principal, kind: str, *, lock: bool = False) -> Row:
     """Return the row with this id that ``principal`` may see; with ``lock`` nobody else changes it meanwhile.
 
+    Others may still write rows that refer to it, as workers do that hold what this change is about to settle.
+
     Raises:
         Refused: 404, there is none.
     """
@@ -144,7 +146,8 @@ async def one(table: type[Table], id: str, principal: Principal, kind: str, *, l
 
 async def _found(by_id: tuple[str, Bound], kind: str, *, lock: bool) -> Row:
     text, bound = by_id
-    rows = await db.fetch(db.Sql(postgres=f"{text} FOR UPDATE OF item" if lock else text, sqlite=text), *bound.args)
+    locked = f"{text} FOR NO KEY UPDATE OF item" if lock else text
+    rows = await db.fetch(db.Sql(postgres=locked, sqlite=text), *bound.args)
     if not rows:
         raise not_found(kind)
     return rows[0]

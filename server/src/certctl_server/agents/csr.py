@@ -22,7 +22,8 @@ from certctl_server.errors import conflict, invalid, not_found
 from certctl_server.jobs.issue import accept, ordered
 
 PATIENCE = timedelta(seconds=10)
-PACE = 0.05
+PACES = (0.05, 0.5)
+"""Seconds between looks for the outcome: at first and in the end."""
 WAITING = db.Sql(
     """
     SELECT id, status, certificate_id, csr_sha256, version_id, place FROM job
@@ -56,7 +57,7 @@ HELD_KEY = db.Sql(
     ON CONFLICT (agent_id, certificate_id) DO UPDATE SET public_key_sha256 = excluded.public_key_sha256
     """
 )
-STATE = db.Sql("SELECT status, version_id, last_error FROM job WHERE id = $1")
+STATES = db.Sql("SELECT id, status, version_id FROM job WHERE id IN ({ids:$1})")
 SAY = db.Sql("UPDATE job SET last_error = $2 WHERE id = $1 AND status = 'AwaitingCSR'")
 
 
@@ -139,13 +140,23 @@ async def _check(job: db.Row, csr: CheckedCsr, actor: Actor) -> None:
         raise invalid({"csr_pem": str(exc)}) from exc
 
 
+async def _states(ids: list[str]) -> list[db.Row]:
+    found = {row["id"]: row for row in await db.fetch(STATES, json.dumps(ids))}
+    return [found[id] for id in ids]
+
+
+_state = db.Together(_states, apart=True)
+
+
 async def _outcome(job_id: str) -> str:
     until = time.monotonic() + PATIENCE.total_seconds()
+    pace, slowest = PACES
     while time.monotonic() < until:
-        [row] = await db.fetch(STATE, job_id)
+        row = await _state(job_id)
         if row["version_id"]:
             return "csr_signed"
         if row["status"] in {JobState.FAILED, JobState.CANCELLED}:
             break
-        await asyncio.sleep(PACE)
+        await asyncio.sleep(pace)
+        pace = min(pace * 1.5, slowest)
     return "csr_accepted"

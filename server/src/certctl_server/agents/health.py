@@ -65,10 +65,11 @@ async def watch(leadership: Leadership) -> datetime | None:
     now = db.now()
     async with leadership.leading():
         rows = await db.fetch(AGENTS)
-        fresh = [row["id"] for row in rows if row["last_heartbeat_at"] and now - row["last_heartbeat_at"] <= SILENCE]
+        beats = {row["id"]: row["last_heartbeat_at"] for row in rows if row["last_heartbeat_at"]}
+        fresh = {id: at for id, at in beats.items() if now - at <= SILENCE}
         last = {
             row["agent_id"]: [row[name] for name in STATUSES if row[name]]
-            for row in await db.fetch(LAST_JOBS, json.dumps(fresh))
+            for row in await db.fetch(LAST_JOBS, json.dumps(list(fresh)))
         }
         changed = []
         for row in rows:
@@ -81,5 +82,4 @@ async def watch(leadership: Leadership) -> datetime | None:
                 Event(SYSTEM, f"agent_{each['status'].lower()}", "agent", each["id"], {"from": each["was"]})
                 for each in changed
             )
-    beats = [row["last_heartbeat_at"] for row in rows if row["id"] in fresh]
-    return min(beats) + SILENCE + LOOK if beats else None
+    return min(fresh.values()) + SILENCE + LOOK if fresh else None

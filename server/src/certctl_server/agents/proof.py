@@ -48,11 +48,17 @@ VERIFIED = db.Sql(
 )
 UNSEEN = db.Sql(
     """
-    SELECT id FROM job WHERE type = 'Deployment' AND status = 'Completed' AND verification_status = 'pending'
-        AND completed_at <= $1 ORDER BY completed_at LIMIT 500
+    SELECT id, certificate_id FROM job
+    WHERE type = 'Deployment' AND status = 'Completed' AND verification_status = 'pending' AND completed_at <= $1
+        ORDER BY completed_at LIMIT 500
     """
 )
-SKIP = db.Sql("UPDATE job SET verification_status = 'skipped' WHERE id IN ({ids:$1})")
+SKIP = db.Sql(
+    """
+    UPDATE job SET verification_status = 'skipped' WHERE id IN ({ids:$1}) AND verification_status = 'pending'
+    RETURNING id
+    """
+)
 NEXT_UNSEEN = db.Sql(
     """
     SELECT min(completed_at) AS at FROM job WHERE type = 'Deployment' AND status = 'Completed'
@@ -149,9 +155,11 @@ async def _again(row: db.Row, missed: int) -> None:
 async def presume(leadership: Leadership) -> datetime | None:
     """Take as deployed what nobody said anything about in time; return when the next one is."""
     async with leadership.leading():
-        ids = json.dumps([row["id"] for row in await db.fetch(UNSEEN, db.now() - PATIENCE)])
-        rows = await db.fetch(OF_JOBS, ids)
-        await db.fetch(SKIP, ids)
+        unseen = await db.fetch(UNSEEN, db.now() - PATIENCE)
+        # As who reports a proof does: what was said meanwhile is not passed over, and nobody waits in a circle.
+        await hold(row["certificate_id"] for row in unseen)
+        skipped = await db.fetch(SKIP, json.dumps([row["id"] for row in unseen]))
+        rows = await db.fetch(OF_JOBS, json.dumps([row["id"] for row in skipped]))
         await record(Event(SYSTEM, "job_verification_skipped", "job", row["id"]) for row in rows)
         for row in rows:
             await landed(row | {"verification_status": "skipped"})

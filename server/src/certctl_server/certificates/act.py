@@ -217,15 +217,15 @@ async def revoke(row: db.Row, reason: str, plugins: Plugins, actor: Actor) -> st
         raise conflict(f"The certificate is {'revoked' if row['revoked_at'] else 'archived'} already")
     if row["version_id"] is None:
         raise conflict("The certificate was never issued")
-    # Versions may be of other issuers than the one that the certificate has now.
-    issuers = {each["id"]: each["type"] for each in await db.fetch(ISSUERS, row["id"])}
-    if PUBLIC_CA in issuers.values() and reason not in PUBLIC_REASONS:
-        raise invalid({"reason": f"a public CA takes {', '.join(sorted(PUBLIC_REASONS))} only"})
-    states = {id: told_state(plugins, kind) for id, kind in issuers.items()}
-    state = max(states.values(), key=STATES.index, default="confirmed")
     details: dict[str, Any] = {"reason": reason}
     async with audited(actor, "certificate_revoked", "certificate", row["id"], details):
         await hold([row["id"]])
+        # Versions may be of other issuers than the one that the certificate has now.
+        issuers = {each["id"]: each["type"] for each in await db.fetch(ISSUERS, row["id"])}
+        if PUBLIC_CA in issuers.values() and reason not in PUBLIC_REASONS:
+            raise invalid({"reason": f"a public CA takes {', '.join(sorted(PUBLIC_REASONS))} only"})
+        states = {id: told_state(plugins, kind) for id, kind in issuers.items()}
+        state = max(states.values(), key=STATES.index, default="confirmed")
         await _call_off(row["id"], actor)
         versions = await db.fetch(REVOKE_VERSIONS, row["id"], reason)
         details["serial_numbers"] = [each["serial_number"] for each in versions]

@@ -22,6 +22,8 @@ from certctl_server.whole import whole
 READERS = 3
 LONGEST_STATEMENT = 300.0
 """Seconds; a database whose machine is gone says nothing for ever."""
+LONGEST_SILENCE = "10s"
+"""Within a transaction: what a process locked that stands still, others need."""
 # FULL: a committed intent to sign must survive a power cut, not only a crash.
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=1", "busy_timeout=5000", "cache_size=-16000")
 
@@ -189,7 +191,11 @@ class PgEngine(PostgresEngine):
             max_size=self._connections,
             reset=_as_it_is,
             command_timeout=LONGEST_STATEMENT,
-            server_settings={"timezone": "UTC", "application_name": "certctl"},
+            server_settings={
+                "timezone": "UTC",
+                "application_name": "certctl",
+                "idle_in_transaction_session_timeout": LONGEST_SILENCE,
+            },
         )
 
     async def stop(self) -> None:
@@ -218,5 +224,11 @@ class PgEngine(PostgresEngine):
         return PgTransaction(engine=self, allow_nested=allow_nested)
 
 
-UNREACHABLE = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, asyncpg.InterfaceError)
-"""What a database that is not there makes a statement raise."""
+UNREACHABLE = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InterfaceError,
+)
+"""What a database makes a statement raise that is not there, or gave up on us."""

@@ -55,7 +55,8 @@ TAKEN = db.with_rows(
 CLOSE = db.Sql(
     """
     UPDATE intent SET status = $2, settled_at = {now}, reason = CASE WHEN $3 = '' THEN reason ELSE $3 END
-    WHERE job_id = $1 AND status = 'open'
+    WHERE job_id = $1 AND status = 'open' AND EXISTS (
+        SELECT 1 FROM job WHERE id = $1 AND (fence = $4 OR status = 'Cancelled'))
     """
 )
 
@@ -109,5 +110,8 @@ _open = db.Together(_open_all, apart=True)
 
 
 async def close(job: Claimed, status: str, reason: str = "") -> None:
-    """Say what became of the open intent of a job: ``failed`` (the CA refused) or ``unresolved`` (nobody knows)."""
-    await db.fetch(CLOSE, job.id, status, reason)
+    """Say what became of the open intent of a job: ``failed`` (the CA refused) or ``unresolved`` (nobody knows).
+
+    Nothing if another owner has the job by now: what it began is its own.
+    """
+    await db.fetch(CLOSE, job.id, status, reason, job.fence)

@@ -5,7 +5,10 @@ The intent is committed, the issuer signs, what it returned is checked against t
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,10 +37,13 @@ from certctl_server.certificates.versions import store
 from certctl_server.connectors.instances import Instances
 from certctl_server.jobs import intents
 from certctl_server.jobs.state import Claimed, end
+from certctl_server.leader import TROUBLE
 from certctl_server.rules.profiles import of_row
 from certctl_server.whole import whole
 
+log = logging.getLogger(__name__)
 SUBJECT_LENGTH = 64
+INSIST_SECONDS, INSIST_PAUSE_SECONDS = 60.0, 0.5
 PENDING = "$pending"
 """Where a pending order's reference is kept in the job's saved state, beside what the connector saved."""
 ORDER = db.Sql(
@@ -179,11 +185,27 @@ async def issue(attempt: Attempt) -> bool:
 
 async def _keep(attempt: Attempt, csr: CheckedCsr, order: Ordered, outcome: IssuedCertificate) -> None:
     issued = _checked(outcome, csr, order)
+    told = {"job": attempt.job.id, "issuer": attempt.job.issuer_id, "serial_number": issued.leaf.serial_number}
     try:
-        await store(attempt.job, csr, issued, outcome.reference)
+        await _insist(lambda: store(attempt.job, csr, issued, outcome.reference), told)
     except LeaseLost:
-        await attempt.orphaned(issued, outcome.reference)
+        await _insist(lambda: attempt.orphaned(issued, outcome.reference), told)
         raise
+
+
+async def _insist(work: Callable[[], Awaitable[Any]], told: Mapping[str, str]) -> None:
+    """Try again while the database has trouble: what was signed is nowhere else. The job's fence keeps that safe."""
+    until = time.monotonic() + INSIST_SECONDS
+    while True:
+        try:
+            await work()
+        except TROUBLE as exc:
+            if time.monotonic() > until:
+                log.error("what a CA signed could not be stored", extra=told, exc_info=exc)
+                raise
+            await asyncio.sleep(INSIST_PAUSE_SECONDS)
+        else:
+            return
 
 
 async def _outcome(

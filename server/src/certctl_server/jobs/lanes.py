@@ -305,9 +305,14 @@ async def succeeded(lane: str) -> None:
 
 
 async def reset(lane: str) -> None:
-    """Let ``lane`` be tried at once: what it works with was changed."""
-    if await _troubled(lane):
+    """Let ``lane`` be tried at once: what it works with was changed. Part of that change's transaction."""
+    if not await _troubled(lane):
+        return
+    for row in await db.fetch(LANE, lane):
         await _set(lane, Circuit())
+        if (old := Circuit.of(row)).opened:
+            await _told_open(lane, old)
+    bell.ring(lane)
 
 
 async def _troubled_among(lanes: list[str]) -> list[bool]:

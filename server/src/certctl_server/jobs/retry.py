@@ -132,14 +132,18 @@ async def _again(rows: Sequence[db.Row], actor: Actor, priority: int, outcome: O
         return
     await db.fetch(SET_PLACES, json.dumps([{"id": row["id"], "place": place_of(row)} for row in rows]))
     counted = {"attempts": 0, "failures": 0, "crashes": 0}
-    facts: dict[str, Any] = {**counted, "priority": priority, "urgency": priority, "requested_by": actor.name}
-    # A person's order ignores maintenance windows, a deployment does not.
-    free = {"opens_at": None, "window_at": None}
-    for orders in (True, False):
-        ids = [row["id"] for row in rows if (row["type"] in ORDERS) == orders]
-        if not ids:
-            continue
-        for row in await requeue(Job.id.is_in(ids), actor=actor, **facts, **(free if orders else {})):
+    facts: dict[str, Any] = {**counted, "requested_by": actor.name}
+    wanted = {"priority": priority, "urgency": priority}
+    # A person's order ignores maintenance windows, a deployment does not. What tells keeps its place before all orders.
+    more: dict[str, dict[str, Any]] = {
+        "order": wanted | {"opens_at": None, "window_at": None},
+        "deployment": wanted,
+        "telling": {},
+    }
+    kinds = {row["id"]: _kind(row) for row in rows}
+    for kind in sorted(set(kinds.values())):
+        ids = [id for id, each in kinds.items() if each == kind]
+        for row in await requeue(Job.id.is_in(ids), actor=actor, **facts, **more[kind]):
             outcome.done[row["id"]] = row["id"]
             if row["agent_id"]:
                 bell.ring_agent(row["agent_id"])
@@ -148,6 +152,10 @@ async def _again(rows: Sequence[db.Row], actor: Actor, priority: int, outcome: O
     for row in rows:
         if row["id"] not in outcome.done:
             outcome.objections[row["id"]] = Objection("The job was moved on by somebody else", settled=True)
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    return "order" if row["type"] in ORDERS else "telling" if row["type"] in TELLING else "deployment"
 
 
 async def _anew(rows: Sequence[db.Row], actor: Actor, priority: int, outcome: Outcome) -> None:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias
 
-from certctl_core.errors import ConnectorError, DeploymentError, MisconfiguredError, RejectedError, TransientError
+from certctl_core.errors import ConnectorError
 from certctl_core.issued import Issued
-from certctl_core.job import ORDERS, Cause, JobState, JobType, retry_wait
+from certctl_core.job import ORDERS, Cause, JobState, JobType, cause_of, retry_wait
 from certctl_core.plugins import Plugins
 from certctl_core.run import LeaseLost
 from certctl_sdk import tracing
@@ -52,12 +52,6 @@ ROOM = 4
 SOONEST = timedelta(milliseconds=50)
 PATIENCE_SECONDS = 5
 Work: TypeAlias = Callable[["Attempt"], Awaitable[None]]
-CAUSES = {
-    TransientError: Cause.TRANSIENT,
-    RejectedError: Cause.REJECTED,
-    MisconfiguredError: Cause.MISCONFIGURED,
-    DeploymentError: Cause.DEPLOYMENT,
-}
 LOOK_EVERY = timedelta(seconds=1)
 """How soon it is noticed that somebody else has called off a job that runs here."""
 USUAL_CAP = timedelta(hours=1)
@@ -307,15 +301,18 @@ class Runner:
     async def _attempt(self, job: Claimed) -> None:
         deadline = db.now() + LONGEST_CALL
         run = JobRun(job, deadline, self.instances.loop)
+        limit = asyncio.timeout(LONGEST_CALL.total_seconds())
         try:
-            async with asyncio.timeout(LONGEST_CALL.total_seconds()):
+            async with limit:
                 await WORK[job.type](Attempt(job, run, self.instances, self._ctx.plugins))
         except LeaseLost as exc:
             log.warning("job lost", extra={"job": job.id, "reason": str(exc)})
         except ConnectorError as exc:
-            await self._failed(job, CAUSES.get(type(exc), Cause.TRANSIENT), str(exc), getattr(exc, "retry_after", None))
-        except TimeoutError:
-            await self._failed(job, Cause.TRANSIENT, f"no result within {LONGEST_CALL.total_seconds():g} s", None)
+            await self._failed(job, cause_of(exc), str(exc), getattr(exc, "retry_after", None))
+        except TimeoutError as exc:
+            ours = f"no result within {LONGEST_CALL.total_seconds():g} s"
+            said = ours if limit.expired() else f"gave up waiting: {exc or 'nothing more was said'}"
+            await self._failed(job, Cause.TRANSIENT, said, None)
         except asyncio.CancelledError:
             if self._draining:
                 await release(mine(job), reason="the process stopped", crashed=False)

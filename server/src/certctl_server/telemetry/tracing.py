@@ -8,8 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from certctl_core.connector import Connector
-from certctl_core.errors import DeploymentError, MisconfiguredError, RejectedError, TransientError
-from certctl_core.job import Cause
+from certctl_core.job import CAUSES, Cause
 from certctl_core.run import LeaseLost
 from certctl_sdk import tracing
 from certctl_sdk.tracing import Span
@@ -20,10 +19,7 @@ from certctl_server.telemetry import metrics
 
 T = TypeVar("T")
 OUTCOMES: dict[type[BaseException], str] = {
-    TransientError: Cause.TRANSIENT.value,
-    RejectedError: Cause.REJECTED.value,
-    MisconfiguredError: Cause.MISCONFIGURED.value,
-    DeploymentError: Cause.DEPLOYMENT.value,
+    **{kind: cause.value for kind, cause in CAUSES.items()},
     LeaseLost: "lost",
     TimeoutError: "timeout",
     asyncio.CancelledError: "cancelled",
