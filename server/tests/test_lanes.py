@@ -496,8 +496,12 @@ async def test_a_success_in_between_breaks_the_row(peers, script):
             _, job_id = await ordered(f"{name}.example")
             bell.ring("issuer:iss-a")
             await until(lambda job_id=job_id: ended(job_id))
-    lane = await Lane.select().where(Lane.name == "issuer:iss-a").first()
-    assert (lane["opened"], lane["fault"], lane["circuit_until"]) == (0, "", None)
+
+    async def calm():
+        lane = await Lane.select().where(Lane.name == "issuer:iss-a").first()
+        return (lane["opened"], lane["fault"], lane["circuit_until"]) == (0, "", None)
+
+    assert await until(calm)
 
 
 async def test_a_changed_configuration_is_tried_at_once(client, peers):
