@@ -16,6 +16,18 @@ async def alone():
         await db.fetch(LOCKED)
 
 
+async def stand_still():
+    """Go on in a transaction once somebody else has what it locked."""
+    async with db.transaction():
+        await db.fetch(LOCKED)
+        waiting = asyncio.create_task(alone(), context=contextvars.Context())
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        async with asyncio.timeout(10):
+            await waiting
+        await db.fetch(LOCKED)
+
+
 async def test_who_stands_still_within_a_transaction_holds_up_nobody_for_long(database, database_url, monkeypatch):
     if database_url.startswith("sqlite"):
         pytest.skip("of one process all stand still")
@@ -23,12 +35,5 @@ async def test_who_stands_still_within_a_transaction_holds_up_nobody_for_long(da
     monkeypatch.setattr(engines, "LONGEST_SILENCE", "500ms")
     await db.connect(database_url, TABLES)
     with pytest.raises(db.UNREACHABLE):
-        async with db.transaction():
-            await db.fetch(LOCKED)
-            waiting = asyncio.create_task(alone(), context=contextvars.Context())
-            await asyncio.sleep(0.2)
-            assert not waiting.done()
-            async with asyncio.timeout(10):
-                await waiting
-            await db.fetch(LOCKED)
+        await stand_still()
     await alone()
