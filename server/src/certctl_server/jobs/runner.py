@@ -44,6 +44,7 @@ from certctl_server.leader import TROUBLE
 from certctl_server.loops import ended
 from certctl_server.notices import service as notices
 from certctl_server.notices.send import send
+from certctl_server.policies.judge import Forbidden
 from certctl_server.telemetry.tracing import running
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ CAUSES = {
     RejectedError: Cause.REJECTED,
     MisconfiguredError: Cause.MISCONFIGURED,
     DeploymentError: Cause.DEPLOYMENT,
+    Forbidden: Cause.FORBIDDEN,
 }
 LOOK_EVERY = timedelta(seconds=1)
 """How soon it is noticed that somebody else has called off a job that runs here."""
@@ -122,7 +124,8 @@ async def _repeats(job: Claimed, cause: Cause) -> bool:
 
 
 async def _tell_lane(job: Claimed, fault: str, message: str, retry_after: timedelta | None, cause: Cause) -> None:
-    if job.type in ORDERS or retry_after is not None:
+    # What a policy forbids says nothing about the CA, which was not asked.
+    if cause is not Cause.FORBIDDEN and (job.type in ORDERS or retry_after is not None):
         refused = cause is Cause.REJECTED
         failure = lanes.Failure(fault, job.certificate_id, refused=refused, retry_after=retry_after)
         await lanes.failed(job.lane, failure, message)
