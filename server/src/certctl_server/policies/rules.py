@@ -16,12 +16,11 @@ ENABLED = "SELECT id, name, type, config, severity FROM policy_rule WHERE enable
 RULES = db.Sql(f"{ENABLED} ORDER BY id")
 # With the open violations of some certificates, told apart by their certificate: one round trip for both.
 BOOK = db.Sql(
-    """
-    SELECT '' AS certificate_id, '' AS violation_id, '' AS message, rule.* FROM (
-        SELECT id, name, type, config, severity FROM policy_rule WHERE enabled) AS rule
+    f"""
+    SELECT '' AS certificate_id, '' AS violation_id, '' AS message, rule.* FROM ({ENABLED}) AS rule
     UNION ALL SELECT certificate_id, id, message, rule_id, '', '', '', severity FROM policy_violation
-    WHERE certificate_id IN ({ids:$1}) AND resolved_at IS NULL
-    """
+    WHERE certificate_id IN ({{ids:$1}}) AND resolved_at IS NULL
+    """  # noqa: S608  # ours
 )
 
 
