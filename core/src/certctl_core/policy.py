@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from certctl_core.names import SanKind, parse_dns, parse_ip, parse_san
 
@@ -134,22 +135,41 @@ class AllowedIssuers(Terms):
     """The CAs that may sign, by id or by type; none if the list is empty."""
 
     allowed_issuer_ids: _Texts = ()
-    _ids: frozenset[str] = PrivateAttr()
-    _types: frozenset[str] = PrivateAttr()
 
-    def model_post_init(self, _: Any, /) -> None:
-        """Make ready to look entries up."""
-        self._ids = frozenset(self.allowed_issuer_ids)
-        self._types = frozenset(each.casefold() for each in self.allowed_issuer_ids)
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        """The entries, to be looked up."""
+        return frozenset(self.allowed_issuer_ids)
+
+    @cached_property
+    def types(self) -> frozenset[str]:
+        """The same, for types in any case of letters."""
+        return frozenset(each.casefold() for each in self.allowed_issuer_ids)
 
     def faults(self, subject: Subject, now: datetime) -> Iterator[Fault]:  # not about time
         """Yield the issuer if it is not listed."""
-        if subject.issuer_id not in self._ids and subject.issuer_type.casefold() not in self._types:
+        if subject.issuer_id not in self.ids and subject.issuer_type.casefold() not in self.types:
             yield Fault("issuer_id", f"{subject.issuer_id} ({subject.issuer_type}) is not an allowed issuer")
 
 
 _PLAIN = re.compile(r"[a-z0-9_*.-]+")
 _AUTHORITY = re.compile(r"[^:]+://(?:[^@/?#]*@)?(?:\[(?P<v6>[^\]]*)\]|(?P<host>[^:/?#]*))")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a name lies."""
+
+    host: str
+    above: tuple[str, ...]
+    """The domains that the host lies in, the nearest first."""
+
+
+@lru_cache(maxsize=4096)
+def _place(name: str) -> _Place:
+    host = _host(name)
+    labels = host.split(".")
+    return _Place(host, tuple(".".join(labels[number:]) for number in range(1, len(labels))))
 
 
 def _host(name: str) -> str:
@@ -177,19 +197,13 @@ class _Domains:
         self._exact = frozenset(each for each in every if not each.startswith("*."))
         self._parents = frozenset(each.partition(".")[2] for each in self._exact)
 
-    def hold(self, host: str) -> bool:
+    def hold(self, place: _Place) -> bool:
         """Whether a host, or every host of a wildcard, is one of them."""
-        if host in self._exact:
-            return True
-        while "." in host:
-            host = host.partition(".")[2]
-            if host in self._below:
-                return True
-        return False
+        return place.host in self._exact or not self._below.isdisjoint(place.above)
 
-    def are_covered_by(self, host: str) -> bool:
+    def are_covered_by(self, place: _Place) -> bool:
         """Whether a wildcard is good for one of them, though not for those alone."""
-        return host.startswith("*.") and host[2:] in self._parents
+        return place.host.startswith("*.") and place.above[0] in self._parents
 
 
 class AllowedDomains(Terms):
@@ -201,23 +215,26 @@ class AllowedDomains(Terms):
 
     allowed_domains: _Patterns = ()
     denied_domains: _Patterns = ()
-    _allowed: _Domains | None = PrivateAttr()
-    _denied: _Domains = PrivateAttr()
 
-    def model_post_init(self, _: Any, /) -> None:
-        """Make ready to look hosts up."""
+    @cached_property
+    def allowed(self) -> _Domains | None:
+        """Where every name lies; None if that may be anywhere."""
         only_denies = self.denied_domains and "allowed_domains" not in self.model_fields_set
-        self._allowed = None if only_denies else _Domains(self.allowed_domains)
-        self._denied = _Domains(self.denied_domains)
+        return None if only_denies else _Domains(self.allowed_domains)
+
+    @cached_property
+    def denied(self) -> _Domains | None:
+        """Where no name lies; None if nothing is denied."""
+        return _Domains(self.denied_domains) if self.denied_domains else None
 
     def faults(self, subject: Subject, now: datetime) -> Iterator[Fault]:  # not about time
         """Yield the names that lie outside what is allowed, or in what is denied."""
         outside, denied = [], []
         for name in subject.names:
-            host = _host(name)
-            if self._allowed is not None and not self._allowed.hold(host):
+            place = _place(name)
+            if self.allowed and not self.allowed.hold(place):
                 outside.append(name)
-            if self._denied.hold(host) or self._denied.are_covered_by(host):
+            if self.denied and (self.denied.hold(place) or self.denied.are_covered_by(place)):
                 denied.append(name)
         if outside:
             yield Fault("sans", f"{_told(outside)} outside of the allowed domains")
@@ -256,15 +273,15 @@ class AllowedEnvironments(Terms):
     aliases: ClassVar[Mapping[str, str]] = {"allowed_environments": "allowed"}
 
     allowed: _Texts = ()
-    _known: frozenset[str] = PrivateAttr()
 
-    def model_post_init(self, _: Any, /) -> None:
-        """Make ready to look entries up."""
-        self._known = frozenset(self.allowed)
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """The entries, to be looked up."""
+        return frozenset(self.allowed)
 
     def faults(self, subject: Subject, now: datetime) -> Iterator[Fault]:  # not about time
         """Yield the environment if it is not listed."""
-        if subject.environment not in self._known:
+        if subject.environment not in self.known:
             said = (
                 f"environment {subject.environment} is" if subject.environment else "no environment is given, which is"
             )
