@@ -114,6 +114,26 @@ ACTIONS = {
         "agent-groups",
         {"id": "edge", "name": "edge", "match_os": "linux", "max_concurrent_deployments": 3},
     ),
+    (
+        "policies",
+        "create",
+        "pr-1",
+        "--type",
+        "AllowedIssuers",
+        "--severity",
+        "Error",
+        "--set",
+        'allowed_issuer_ids=["i"]',
+    ): (
+        "policies",
+        {
+            "id": "pr-1",
+            "name": "pr-1",
+            "type": "AllowedIssuers",
+            "severity": "Error",
+            "config": {"allowed_issuer_ids": ["i"]},
+        },
+    ),
     ("renewal-policies", "create", "rp", "--config", '{"auto_renew": false}'): (
         "renewal-policies",
         {"id": "rp", "name": "rp", "auto_renew": False},
@@ -253,6 +273,20 @@ def test_members_of_a_group_are_listed_added_and_kept_out(certctl, server):
     assert certctl("agent-groups", "forget", "edge", "ag-1").stdout == "the criteria of edge decide about ag-1\n"
     sent = [json.loads(body) for (method, *_, body), _ in server.asked if method == "PUT"]
     assert sent == [{"membership_type": "include"}, {"membership_type": "exclude"}]
+
+
+def test_a_rule_is_changed_deleted_and_its_violations_are_listed(certctl, server):
+    path = "/api/v1/policies/pr-1"
+    server.answers["PUT", path] = (200, {"id": "pr-1"})
+    server.answers["DELETE", path] = (204, b"")
+    server.answers["GET", f"{path}/violations"] = listing({"id": "pv-1", "certificate_id": "mc-1", "message": "m"})
+    assert certctl("policies", "update", "pr-1", "--enabled", "false", "--set", "allowed=[]").exit_code == 0
+    assert sent(server)[3] == {"enabled": False, "config": {"allowed": []}}
+    assert certctl("policies", "update", "pr-1", "--severity", "Error", "--name", "new").exit_code == 0
+    assert sent(server)[3] == {"severity": "Error", "name": "new"}
+    assert certctl("policies", "update", "pr-1").exit_code == 2
+    assert certctl("policies", "violations", "pr-1").stdout.splitlines()[1].split()[:2] == ["pv-1", "mc-1"]
+    assert certctl("policies", "delete", "pr-1").stdout == "pr-1 is deleted\n"
 
 
 def test_deployments_are_listed_with_their_rollout(certctl, server):

@@ -81,6 +81,12 @@ LISTS = [
     "issuers?",
     "profiles?",
     "renewal-policies?",
+    "policies?",
+    "policies?type=AllowedEnvironments&enabled=true",
+    "policies/pr-allowed-environments/violations?",
+    "policies/pr-allowed-environments/violations?resolved=false&sort=-created_at",
+    "policies/pr-allowed-environments/violations?certificate_id=mc-plenty-2",
+    "policies/pr-allowed-environments/violations?severity=Warning&page_size=10",
     "metrics",
     "certificates/mc-plenty-7",
     "certificates/mc-plenty-7/versions",
@@ -200,6 +206,7 @@ class Walk:
         await self.ask("PUT", "issuers/iss-plenty", {"limits": {"rates": RATES}})
         await self.own_key()
         await self.approval()
+        await self.policies()
         for path in LISTS:
             await self.ask("GET", path)
         await self.ask("GET", "certificates/mc-plenty-7")
@@ -216,6 +223,18 @@ class Walk:
         made = await self.order("c.flow.example.com")
         await self.ask("POST", f"jobs/{made['job_id']}/cancel", {})
         await self.ask("POST", f"jobs/{made['job_id']}/retry", {})
+
+    async def policies(self):
+        """Break a rule that forbids it, with and without an order, and keep to it again."""
+        made = await self.order("policy.flow.example.com", environment="production")
+        terms = {"type": "AllowedEnvironments", "config": {"allowed": ["production", "staging", "development"]}}
+        await self.ask("POST", "policies", {"id": "pr-flow", "name": "flow", "severity": "Critical", **terms})
+        for environment in ("test", "production", "test"):
+            await self.ask("PUT", f"certificates/{made['id']}", {"environment": environment})
+        answer = await self._person.post("/api/v1/certificates/mc-plenty-2/renew", json={})
+        assert answer.status_code == 400, answer.text
+        await self.ask("PUT", "policies/pr-flow", {"enabled": False})
+        await self.ask("DELETE", "policies/pr-flow")
 
     async def approval(self):
         policy = {"id": "rp-flow", "name": "with approval", "requires_approval": True}

@@ -25,11 +25,13 @@ from certctl_server.auth.keys import Keyring, authenticate, authenticate_token
 from certctl_server.auth.roles import Role
 from certctl_server.connectors.config import unseal
 from certctl_server.db import session
+from certctl_server.policies.rules import rule_of
 from certctl_server.sealing import Cipher, place
 from certctl_server.settings import Settings
 from certctl_server.start import Running
 
 NOBODYS = Keyring(())
+OF_RULE = ("id", "name", "type", "config", "severity")
 ROWS = {"team": "t-unassigned", "owner": "o-unassigned", "renewal_policy": "rp-default", "issuer": "iss-local"}
 
 
@@ -51,6 +53,10 @@ async def whose(key):
 
 async def test_a_first_start_makes_the_rows_that_clients_count_on(tmp_path):
     async with start.ground(embedded(tmp_path)):
+        rules = {row["id"]: row for row in await db.fetch(db.Sql("SELECT * FROM policy_rule"))}
+        assert sorted(rules) == ["pr-allowed-environments", "pr-min-renewal-window", "pr-require-owner"]
+        assert {row["severity"] for row in rules.values()} == {"Warning"}
+        assert all(rule_of(*(row[name] for name in OF_RULE)).terms for row in rules.values())
         for table, row_id in ROWS.items():
             assert [row["id"] for row in await db.fetch(db.Sql(f"SELECT id FROM {table}"))] == [row_id]
         [policy] = await db.fetch(db.Sql("SELECT * FROM renewal_policy"))

@@ -28,6 +28,7 @@ from certctl_server.issuers.routes import routes as issuers
 from certctl_server.jobs.routes import routes as jobs
 from certctl_server.notices.routes import routes as notices
 from certctl_server.people.routes import routes as people
+from certctl_server.policies.routes import routes as policies
 from certctl_server.rules.routes import routes as rules
 from certctl_server.targets.routes import routes as targets
 from certctl_server.telemetry.routes import routes as telemetry
@@ -40,6 +41,7 @@ ROUTES: list[ControllerRouterHandler] = [
     *certificates,
     *jobs,
     *people,
+    *policies,
     *rules,
     *connectors,
     *issuers,

@@ -33,6 +33,7 @@ from certctl_server.jobs.sweeper import Sweeper, time_out
 from certctl_server.leader import Leadership
 from certctl_server.loops import Loop, Loops
 from certctl_server.notices import alerts
+from certctl_server.policies import sweep as policies
 
 PRESUME_EVERY = timedelta(minutes=1)
 ROLLOUTS_EVERY = timedelta(seconds=5)
@@ -141,4 +142,5 @@ def loops_of(ctx: Context, sweeper: Sweeper) -> Sequence[Loop]:
         Loop("audit sealer", SEAL_EVERY, partial(seal, ctx)),
         Loop("restores", RESTORES_EVERY, partial(restored.watch, ctx)),
         Loop("retention", intervals.retention_interval, partial(forget, after=job.retention)),
+        Loop(policies.LOOP, intervals.policy_sweep_interval, policies.sweep),
     ]

@@ -160,6 +160,7 @@ class Scheduler(Group):
     notification_process_interval: Duration = timedelta(minutes=1)
     job_timeout_interval: Annotated[Duration, Variable(f"{PREFIX}JOB_TIMEOUT_INTERVAL")] = timedelta(minutes=10)
     retention_interval: Annotated[Duration, Variable(f"{PREFIX}RETENTION_INTERVAL")] = timedelta(hours=1)
+    policy_sweep_interval: Annotated[Duration, Variable(f"{PREFIX}POLICY_SWEEP_INTERVAL")] = timedelta(hours=24)
 
 
 class Job(Group):

@@ -23,6 +23,7 @@ from certctl_server.auth.keys import create_key, create_token
 from certctl_server.db.migrate import migrate
 from certctl_server.issuers.tables import Issuer
 from certctl_server.people.tables import Owner, Team
+from certctl_server.policies.tables import PolicyRule
 from certctl_server.rules.tables import RenewalPolicy
 from certctl_server.sealing import Cipher
 from certctl_server.settings import Settings, is_loopback, unused
@@ -34,6 +35,27 @@ LOCK_FILE = "server.lock"
 AWAY = (*db.UNREACHABLE, asyncpg.InsufficientResourcesError, asyncpg.OperatorInterventionError)
 AGAIN_SECONDS = 2.0
 ROWS_MADE, KEYS_MADE = "first_rows", "first_keys"
+STARTER_RULES: tuple[dict[str, Any], ...] = (
+    {
+        "id": "pr-require-owner",
+        "name": "Every certificate has an owner",
+        "type": "RequiredMetadata",
+        "config": '{"required_keys":["owner_id"]}',
+    },
+    {
+        "id": "pr-allowed-environments",
+        "name": "Known environments",
+        "type": "AllowedEnvironments",
+        "config": '{"allowed":["production","staging","development","imported"]}',
+    },
+    {
+        "id": "pr-min-renewal-window",
+        "name": "Renewed in time",
+        "type": "RenewalLeadTime",
+        "config": '{"lead_time_days":14}',
+    },
+)
+"""What a new installation is told of, and may change: all are warnings."""
 CLAIM = db.Sql("INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING RETURNING name")
 ADMIN_EXISTS = db.Sql(
     "SELECT id FROM api_key WHERE role = 'admin' AND ended_at IS NULL"
@@ -175,6 +197,7 @@ async def _first_rows() -> None:
             await Team.insert(Team(id="t-unassigned", name="Unassigned", **times))
             await Owner.insert(Owner(id="o-unassigned", name="Unassigned", team_id="t-unassigned", **times))
             await RenewalPolicy.insert(RenewalPolicy(id="rp-default", name="Default", **times))
+            await PolicyRule.insert(*(PolicyRule(**rule, **times) for rule in STARTER_RULES))
             await Issuer.insert(Issuer(id="iss-local", name="Local CA", type="GenericCA", status="ready", **times))
             made = {
                 "team": "t-unassigned",
@@ -182,7 +205,8 @@ async def _first_rows() -> None:
                 "renewal_policy": "rp-default",
                 "issuer": "iss-local",
             }
-            await record(Event(SYSTEM, f"{kind}_created", kind, row_id) for kind, row_id in made.items())
+            every = [*made.items(), *(("policy", str(rule["id"])) for rule in STARTER_RULES)]
+            await record(Event(SYSTEM, f"{kind}_created", kind, row_id) for kind, row_id in every)
 
 
 async def hand_over(settings: Settings, pin: str, *, terminal: bool) -> Handed | None:

@@ -20,6 +20,7 @@ from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs.tables import Budget, Intent, Job, Lane, Lease, LoopBeat
 from certctl_server.notices.tables import Notification, Notifier
 from certctl_server.people.tables import Owner, Team
+from certctl_server.policies.tables import PolicyRule, PolicyViolation
 from certctl_server.rules.tables import CertificateProfile, RenewalPolicy
 from certctl_server.targets.tables import Target
 
@@ -55,6 +56,8 @@ TABLES: tuple[type[Table], ...] = (
     Notification,
     DiscoveryScan,
     DiscoveredCertificate,
+    PolicyRule,
+    PolicyViolation,
     AuditEvent,
     AuditCheckpoint,
 )

@@ -24,6 +24,7 @@ COMMANDS = {
     "jobs": ("certctl_sdk.cli.jobs", "jobs", "What is being done, and what failed."),
     "keys": ("certctl_sdk.cli.keys", "keys", "API keys of people and programs."),
     "owners": ("certctl_sdk.cli.resources", "owners", "Who is told about a certificate."),
+    "policies": ("certctl_sdk.cli.policies", "policies", "Rules that certificates have to keep to."),
     "profiles": ("certctl_sdk.cli.resources", "profiles", "What certificates may be."),
     "renewal-policies": ("certctl_sdk.cli.resources", "renewal_policies", "When certificates are renewed."),
     "status": ("certctl_sdk.cli.status", "status", "Whether the server is well, and what it looks after."),

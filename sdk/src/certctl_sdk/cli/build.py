@@ -74,6 +74,18 @@ def action(path: str, verb: str, words: str, sentence: str) -> click.Command:
     return click.Command(verb, callback=run, params=[click.Argument(["id"])], help=words)
 
 
+def delete_command(path: str, words: str) -> click.Command:
+    """Return a command that removes one object of ``path``."""
+
+    @with_session
+    def run(session: Session, id: str) -> None:
+        with session.client() as client:
+            client.delete(*path.split("/"), id)
+            session.say({"status": "deleted"}, f"{id} is deleted")
+
+    return click.Command("delete", callback=run, params=[click.Argument(["id"])], help=words)
+
+
 def assigned(pairs: Sequence[str]) -> dict[str, Any]:
     """Return what ``key=value`` pairs say; values that are JSON are taken as such, others as text.
 

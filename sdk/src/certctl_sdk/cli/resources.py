@@ -30,6 +30,14 @@ class Resource:
     has_agent: bool = False
 
 
+FURTHER: tuple[click.Parameter, ...] = (
+    click.Option(
+        ["--set", "pairs"], multiple=True, metavar="KEY=VALUE", help="A further key; several times if need be."
+    ),
+    click.Option(["--config"], default="", metavar="JSON", help="Further keys as a JSON object, or @file."),
+)
+
+
 def group(resource: Resource) -> click.Group:
     """Return the commands of one resource."""
     found = click.Group(resource.path, help=resource.words)
@@ -58,12 +66,34 @@ def _create(resource: Resource) -> click.Command:
             click.Option([f"--{name}"], required=name in resource.required, help=f"Sets {key}.")
             for name, key in resource.options.items()
         ),
-        click.Option(
-            ["--set", "pairs"], multiple=True, metavar="KEY=VALUE", help="A further key; several times if need be."
-        ),
-        click.Option(["--config"], default="", metavar="JSON", help="Further keys as a JSON object, or @file."),
+        *FURTHER,
     ]
     return click.Command("create", callback=run, params=params, help=f"Create a {resource.one} called ID.")
+
+
+def update_command(resource: Resource) -> click.Command:
+    """Return a command that changes what is given of one object, and nothing else."""
+
+    @with_session
+    def run(session: Session, id: str, pairs: Sequence[str], config: str, **given: Any) -> None:
+        more = {**configured(config), **assigned(pairs)}
+        names = resource.options
+        body: dict[str, Any] = {names.get(name, name): value for name, value in given.items() if value is not None}
+        if more:
+            body |= {"config": more} if resource.has_config else more
+        if not body:
+            raise click.UsageError("say what is to be different")
+        with session.client() as client:
+            session.show(client.put(*resource.path.split("/"), id, body=body))
+
+    params: list[click.Parameter] = [
+        click.Argument(["id"]),
+        click.Option(["--name"], help="A name for people."),
+        click.Option(["--enabled"], type=click.BOOL, help="Whether it is in force."),
+        *(click.Option([f"--{name}"], help=f"Sets {key}.") for name, key in resource.options.items()),
+        *FURTHER,
+    ]
+    return click.Command("update", callback=run, params=params, help=f"Change a {resource.one}.")
 
 
 def only_agent(client: Client) -> str:

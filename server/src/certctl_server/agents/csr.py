@@ -17,9 +17,10 @@ from certctl_server import db
 from certctl_server.agents.health import is_plain
 from certctl_server.audit.record import Actor, audited
 from certctl_server.certificates import kept
-from certctl_server.certificates.orders import Order, give_csr, order
+from certctl_server.certificates.orders import Order, give_csr, place
 from certctl_server.errors import conflict, invalid, not_found
 from certctl_server.jobs.issue import accept, ordered
+from certctl_server.policies.judge import refused
 
 PATIENCE = timedelta(seconds=10)
 PACES = (0.05, 0.5)
@@ -115,7 +116,10 @@ async def _job(agent_id: str, certificate_id: str, csr: CheckedCsr, actor: Actor
     except (CsrError, RejectedError) as exc:
         raise invalid({"csr_pem": str(exc)}) from exc
     asked = Order(type=JobType.ISSUANCE, agent_id=agent_id)
-    made = [job.id for job in await order([certificate_id], asked, actor)]
+    placed = await place([certificate_id], asked, actor)
+    if placed.forbidden:
+        raise refused(placed.forbidden[certificate_id])
+    made = [job.id for job in placed.jobs]
     for row in await db.fetch(WAITING, agent_id, certificate_id):
         if row["id"] in made and row["status"] == JobState.AWAITING_CSR:
             return row

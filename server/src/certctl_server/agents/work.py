@@ -12,6 +12,7 @@ from typing import Any
 from certctl_core.config import read
 from certctl_core.errors import MisconfiguredError
 from certctl_core.job import JobState, JobType
+from certctl_core.policy import Act
 from certctl_core.profile import Profile
 from pydantic import SecretStr
 
@@ -25,6 +26,7 @@ from certctl_server.connectors.config import hide, unseal
 from certctl_server.context import Context
 from certctl_server.errors import not_found
 from certctl_server.jobs.bell import Waiter, draining
+from certctl_server.policies.judge import FORBIDDEN, forbidden, refusal
 from certctl_server.rules.profiles import of_row
 from certctl_server.sealing import place
 
@@ -54,12 +56,20 @@ CHOOSY = db.Sql(
 KEEP_BACK = db.Sql(
     "UPDATE job SET offer_at = {after:$2}, last_error = $3 WHERE id IN ({ids:$1}) AND status = 'AwaitingCSR'"
 )
-KEPT_BACK = timedelta(hours=1)
+FORBID = db.with_rows(
+    {"id": "text", "why": "text"},
+    """
+    UPDATE job SET offer_at = {after:$2}, last_error = row.why FROM {row}
+    WHERE job.id = row.id AND job.status IN ('AwaitingCSR', 'Pending') AND job.offer_at IS NOT NULL
+    """,
+)
+KEPT_BACK, FORBIDDEN_FOR = timedelta(hours=1), timedelta(minutes=5)
 ONLY_P256 = "the agent makes ECDSA P-256 keys only, which the profile does not allow: it needs a newer agent"
-LOOKED = db.Sql(f"SELECT id, type FROM job WHERE {OFFERABLE} ORDER BY created_at, id LIMIT $3")  # noqa: S608  # ours
+LOOKED = db.Sql(f"SELECT id, type, certificate_id FROM job WHERE {OFFERABLE} ORDER BY created_at, id LIMIT $3")  # noqa: S608  # ours
 OFFER = db.Sql(
     f"""
-    UPDATE job SET offer_at = {{after:$4}}, offered_until = CASE WHEN type = 'Deployment' THEN {{after:$4}} END
+    UPDATE job SET offer_at = {{after:$4}}, offered_until = CASE WHEN type = 'Deployment' THEN {{after:$4}} END,
+        last_error = CASE WHEN last_error LIKE '{FORBIDDEN}:%' THEN '' ELSE last_error END
     WHERE id IN ({{ids:$3}}) AND {OFFERABLE} RETURNING id
     """  # noqa: S608  # ours
 )
@@ -146,12 +156,25 @@ async def _look(ctx: Context, agent: db.Row, *, claims: bool) -> list[dict[str, 
     if is_plain(agent):
         await _keep_back(agent["id"])
     skewed = "skewed" if is_skewed(agent["clock_offset_ms"]) else "right"
-    if not (rows := await db.fetch(LOOKED, agent["id"], skewed, ITEMS)):
+    if not (rows := await _allowed(await db.fetch(LOOKED, agent["id"], skewed, ITEMS))):
         return []
     if claims:
         rows = await _offer(agent["id"], skewed, rows, ctx.settings.agent_offer_lease)
     shown = await db.fetch(SHOWN, json.dumps([row["id"] for row in rows]))
     return [_item(ctx, row, secrets=claims) for row in shown]
+
+
+async def _allowed(rows: list[db.Row]) -> list[db.Row]:
+    """Those of ``rows`` that no policy forbids; the others are looked at again in a while, and say why."""
+    barred: dict[str, str] = {}
+    for act, deploys in ((Act.ORDER, False), (Act.DEPLOY, True)):
+        some = [row for row in rows if (row["type"] == JobType.DEPLOYMENT) == deploys]
+        found = await forbidden(act, {row["certificate_id"] for row in some}) if some else {}
+        barred |= {row["id"]: refusal(found[row["certificate_id"]]) for row in some if row["certificate_id"] in found}
+    if barred:
+        told = [{"id": id, "why": why} for id, why in barred.items()]
+        await db.fetch(FORBID, json.dumps(told), FORBIDDEN_FOR.total_seconds())
+    return [row for row in rows if row["id"] not in barred]
 
 
 async def _offer(agent_id: str, skewed: str, rows: list[db.Row], lease: timedelta) -> list[db.Row]:

@@ -12,11 +12,12 @@ from certctl_core.errors import RejectedError
 from certctl_core.issuer import Revoker
 from certctl_core.job import ORDERS, JobType
 from certctl_core.plugins import Plugins
+from certctl_core.policy import Act
 
 from certctl_server import db
-from certctl_server.audit.record import Actor, audited
+from certctl_server.audit.record import Actor, Event, audited, record
 from certctl_server.certificates.mapping import OPEN_ORDERS
-from certctl_server.certificates.orders import Order, give_csr, order
+from certctl_server.certificates.orders import Order, give_csr, place
 from certctl_server.certificates.rollout import release
 from certctl_server.certificates.rollout_state import call_off, is_held
 from certctl_server.certificates.status import hold, settle
@@ -31,6 +32,7 @@ from certctl_server.jobs.priorities import FREE, URGENT
 from certctl_server.jobs.state import cancel
 from certctl_server.jobs.tables import Job
 from certctl_server.notices.tell import Notice, tell
+from certctl_server.policies.judge import obstacles, refused, review
 
 REASONS = {
     "unspecified": 0,
@@ -104,7 +106,8 @@ async def renew(row: db.Row, asked: Renewal, actor: Actor) -> list[str]:
     """Order a renewal now, whatever the window says; return the ids of its jobs.
 
     Raises:
-        Refused: 400 for a CSR that does not fit, 409 when it cannot be renewed in its present state.
+        Refused: 400 for a CSR that does not fit or when a policy forbids it, 409 when it cannot be renewed in its
+            present state.
     """
     await _renewable(row, asked)
     existing = await db.fetch(OPEN_ORDERS, json.dumps([row["id"]]))
@@ -117,14 +120,22 @@ async def renew(row: db.Row, asked: Renewal, actor: Actor) -> list[str]:
     csr_pem, csr_sha256 = await _checked(row, asked.csr_pem)
     kind = JobType.RENEWAL if row["version_id"] or row["was_active"] else JobType.ISSUANCE
     asks = Order(type=kind, force=asked.force, csr_pem=csr_pem, csr_sha256=csr_sha256, priority=URGENT)
-    async with audited(actor, "renewal_triggered", "certificate", row["id"], {"force": asked.force}):
-        if joined:
+    told = {"force": asked.force}
+    if joined:
+        async with audited(actor, "renewal_triggered", "certificate", row["id"], told):
             if not await give_csr(joined, csr_pem, csr_sha256):
                 raise conflict("The order has a CSR by now")
-            return joined
-        if not (made := await order([row["id"]], asks, actor)):
-            raise conflict("A renewal is under way")
-    return [job.id for job in made]
+        return joined
+    async with db.transaction():
+        placed = await place([row["id"]], asks, actor)
+        if placed.jobs:
+            await record([Event(actor, "renewal_triggered", "certificate", row["id"], told)])
+    # What the policy forbids stays noted, so it is refused only now.
+    if placed.forbidden:
+        raise refused(placed.forbidden[row["id"]])
+    if not placed.jobs:
+        raise conflict("A renewal is under way")
+    return [job.id for job in placed.jobs]
 
 
 async def _at_once(existing: Sequence[db.Row], asked: Renewal, actor: Actor) -> list[str]:
@@ -167,7 +178,8 @@ async def redeploy(row: db.Row, target_id: str, actor: Actor) -> list[str]:
     A halted rollout goes on; targets that wait for their wave go on waiting, but for one that is given.
 
     Raises:
-        Refused: 400 for a target that is not mapped, 409 when there is nothing to deploy or nowhere.
+        Refused: 400 for a target that is not mapped or when a policy forbids it, 409 when there is nothing to deploy
+            or nowhere.
     """
     mapped = {each["target_id"] for each in await db.fetch(MAPPED, row["id"])}
     if target_id and target_id not in mapped:
@@ -178,6 +190,8 @@ async def redeploy(row: db.Row, target_id: str, actor: Actor) -> list[str]:
         raise conflict(f"The certificate is {'revoked' if row['revoked_at'] else 'archived'}")
     if row["version_id"] is None:
         raise conflict("The certificate was never issued")
+    if found := obstacles((await review([row["id"]], actor))[row["id"]], Act.DEPLOY):
+        raise refused(found)
     async with audited(actor, "deployment_triggered", "certificate", row["id"], {"target_id": target_id}):
         await hold([row["id"]])
         await release(row["id"], target_id, actor)

@@ -18,16 +18,18 @@ from piccolo.columns import Column
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, audited, record
 from certctl_server.certificates.mapping import catch_up, map_targets
-from certctl_server.certificates.orders import Order, order
+from certctl_server.certificates.orders import Order, place
 from certctl_server.certificates.rollout_state import call_off
 from certctl_server.certificates.status import hold, settle
 from certctl_server.certificates.tables import Certificate
 from certctl_server.certificates.windows import time_anew
 from certctl_server.errors import conflict, invalid
 from certctl_server.ids import new_id
+from certctl_server.jobs.create import NewJob
 from certctl_server.jobs.priorities import URGENT
 from certctl_server.jobs.state import cancel
 from certctl_server.jobs.tables import Job
+from certctl_server.policies.judge import refused, review
 from certctl_server.rules.profiles import of_row
 
 REFERENCES = {
@@ -116,7 +118,7 @@ async def create(wanted: Wanted, actor: Actor) -> tuple[str, str | None]:
     """Store a certificate and order it; return its id and that of its first job.
 
     Raises:
-        Refused: 400 with every fault, 409 for an id or name that is taken.
+        Refused: 400 with every fault, or where a policy forbids to issue it; 409 for an id or name that is taken.
     """
     cn, sans, faults = names_of(wanted.common_name, wanted.sans)
     faults |= await _missing(wanted)
@@ -130,12 +132,19 @@ async def create(wanted: Wanted, actor: Actor) -> tuple[str, str | None]:
     ):
         await _insert(id, wanted, cn, sans)
         await map_targets(id, wanted.target_ids, actor)
-        made = []
-        if wanted.status is Status.PENDING:
-            made = await order([id], Order(type=JobType.ISSUANCE, priority=URGENT), actor)
+        made = await _order(id, actor) if wanted.status is Status.PENDING else []
+        if wanted.status is not Status.PENDING:
+            await review([id], actor)
         if not made:  # who orders settles
             await settle([id], actor=actor)
     return id, made[0].id if made else None
+
+
+async def _order(id: str, actor: Actor) -> list[NewJob]:
+    placed = await place([id], Order(type=JobType.ISSUANCE, priority=URGENT), actor)
+    if placed.forbidden:
+        raise refused(placed.forbidden[id])
+    return placed.jobs
 
 
 async def _missing(wanted: Wanted) -> dict[str, str]:
@@ -206,6 +215,7 @@ async def change(id: str, values: Mapping[str, Any], actor: Actor) -> None:
             await catch_up([id], actor)
         if "renewal_policy_id" in values:
             await time_anew([id])
+        await review([id], actor)
         await settle([id], actor=actor)
 
 
@@ -240,6 +250,7 @@ async def archive(row: db.Row, actor: Actor) -> None:
         await db.fetch(ARCHIVE, row["id"])
         await call_off([row["id"]])
         await cancel(Job.certificate_id == row["id"], actor=actor, reason="the certificate was archived")
+        await review([row["id"]], actor)
         await settle([row["id"]], actor=actor)
 
 

@@ -1,4 +1,4 @@
-"""Order certificates: jobs of type Issuance or Renewal, one per agent that keeps a key of its own.
+"""Order certificates: jobs of type Issuance or Renewal, one per agent that keeps a key of its own, none against a rule.
 
 Step 4 of the main flow (docs/main-flow.md).
 """
@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from certctl_core.job import JobState, JobType
+from certctl_core.policy import Act
 from certctl_core.renewal import alert_at, renew_due_at, spread_of
 
 from certctl_server import db
@@ -25,23 +26,23 @@ from certctl_server.jobs.create import NewJob, create, lane_of_issuer, order_pla
 from certctl_server.jobs.priorities import NORMAL, URGENT
 from certctl_server.jobs.state import is_early, move, until_open
 from certctl_server.jobs.tables import Job
+from certctl_server.policies.judge import SUBJECT, Breaches, against, judge, say
 
 # With the newest version that each agent has.
 WANTED = db.Sql(
-    """
-    SELECT DISTINCT c.id, c.issuer_id, c.created_at, c.archived_at, c.revoked_at, t.agent_id, p.max_retries,
-        p.renewal_window_days, p.alert_thresholds_days, p.maintenance_windows, c.expires_at, v.id AS version_id,
-        v.not_before, v.not_after,
+    f"""
+    SELECT DISTINCT {SUBJECT}, c.created_at, t.agent_id, p.max_retries, p.renewal_window_days,
+        p.alert_thresholds_days, p.maintenance_windows, v.id AS version_id, v.not_before, v.not_after,
         (p.requires_approval OR coalesce(f.requires_approval, false)) AS approval
-    FROM certificate c JOIN renewal_policy p ON p.id = c.renewal_policy_id
+    FROM certificate c JOIN renewal_policy p ON p.id = c.renewal_policy_id JOIN issuer i ON i.id = c.issuer_id
         LEFT JOIN certificate_profile f ON f.id = c.certificate_profile_id
         LEFT JOIN certificate_target m ON m.certificate_id = c.id
         LEFT JOIN target t ON t.id = m.target_id AND t.enabled
         LEFT JOIN certificate_version v ON v.certificate_id = c.id AND v.version = (
             SELECT max(n.version) FROM certificate_version n
             WHERE n.certificate_id = c.id AND n.agent_id = coalesce(t.agent_id, ''))
-    WHERE c.id IN ({ids:$1}) ORDER BY c.created_at, c.id, t.agent_id
-    """
+    WHERE c.id IN ({{ids:$1}}) ORDER BY c.created_at, c.id, t.agent_id
+    """  # noqa: S608  # ours
 )
 GIVE = db.Sql(
     """
@@ -77,20 +78,38 @@ class Order:
     request: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What became of an order."""
+
+    jobs: list[NewJob]
+    """Those that are new."""
+    forbidden: Breaches
+    """What policies have against those certificates that get none for it."""
+
+
 async def order(ids: Sequence[str], asked: Order, actor: Actor) -> list[NewJob]:
+    """Do as ``place``, for whoever tells nobody of policies; return the jobs."""
+    return (await place(ids, asked, actor)).jobs
+
+
+async def place(ids: Sequence[str], asked: Order, actor: Actor) -> Placed:
     """Make the jobs for ``asked`` and send them on their way; certificates that have one open get none.
 
-    Everything is written in one transaction: jobs, their first moves, the certificates' status, audit rows.
+    Those that a policy forbids get none either, and say so. Everything is written in one transaction: jobs, their
+    first moves, the certificates' status, violations, audit rows.
     """
     async with db.transaction():
         await hold(ids)
         rows = await db.fetch(WANTED, json.dumps(list(ids)))
-        jobs = _jobs(rows, asked)
+        forbidden = against(await judge(rows, actor), Act.ORDER)
+        await say(forbidden)
+        jobs = _jobs([row for row in rows if row["id"] not in forbidden], asked)
         made = await create([_offered(job, asked) for job, _ in jobs], actor)
         await announce_new(made, {job.id: expiring for job, expiring in jobs if expiring})
         await _send_on(made, asked, actor)
         await settle({str(job.certificate_id) for job in made}, actor=actor)
-    return made
+    return Placed(made, forbidden)
 
 
 def _jobs(rows: list[db.Row], asked: Order) -> list[tuple[NewJob, Expiring | None]]:

@@ -27,6 +27,7 @@ from certctl_server.jobs import bell
 from certctl_server.jobs.create import NewJob, create, deployment_place
 from certctl_server.jobs.state import Claimed, cancel, complete, lost
 from certctl_server.jobs.tables import Job
+from certctl_server.policies.judge import renewed
 
 ROW = {
     "id": "text", "certificate_id": "text", "issuer_id": "text", "agent_id": "text", "job_id": "text",
@@ -167,6 +168,7 @@ async def _store_some(every: list[Signed]) -> set[str]:
         theirs = [row for row in await fitting(ids) if row["version_id"] in traces]
         await deploy(await admitted(theirs), actor=SYSTEM, traces=traces)
         await db.fetch(FACTS, rows)
+        await renewed(ids)
         await settle(ids, now=now)
     return ours
 

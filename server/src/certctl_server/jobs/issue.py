@@ -29,6 +29,7 @@ from certctl_core.issuer import (
 )
 from certctl_core.job import JobState
 from certctl_core.names import San, normalise_sans
+from certctl_core.policy import Act
 from certctl_core.profile import DEFAULT, Profile, check_certificate, check_csr
 from certctl_core.run import LeaseLost, Run
 
@@ -38,6 +39,7 @@ from certctl_server.connectors.instances import Instances
 from certctl_server.jobs import intents
 from certctl_server.jobs.state import Claimed, end
 from certctl_server.leader import TROUBLE
+from certctl_server.policies.judge import Forbidden, forbidden, refusal
 from certctl_server.rules.profiles import of_row
 from certctl_server.whole import whole
 
@@ -169,6 +171,9 @@ async def issue(attempt: Attempt) -> bool:
     """
     job = attempt.job
     order = await ordered(job.certificate_id, forced=bool(job.request.get("force")))
+    # A rule may have come since it was ordered.
+    for broken in (await forbidden(Act.ORDER, [job.certificate_id])).values():
+        raise Forbidden(refusal(broken))
     try:
         csr = await accept(job.csr_pem, job.certificate_id, order)
     except CsrError as exc:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from certctl_core.job import ORDERS, JobState, JobType
+from certctl_core.policy import Breach
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, record
-from certctl_server.certificates.orders import Order, order
+from certctl_server.certificates.orders import Order, place
 from certctl_server.certificates.rollout_state import is_held
 from certctl_server.certificates.status import hold, settle
 from certctl_server.certificates.versions import deploy, fitting
@@ -29,6 +30,7 @@ from certctl_server.jobs.create import (
 from certctl_server.jobs.priorities import NORMAL
 from certctl_server.jobs.state import requeue
 from certctl_server.jobs.tables import Job
+from certctl_server.policies.judge import Breaches, refusal
 
 CHUNK = 500
 ERRORS = 10_000
@@ -160,17 +162,17 @@ def _kind(row: Mapping[str, Any]) -> str:
 
 async def _anew(rows: Sequence[db.Row], actor: Actor, priority: int, outcome: Outcome) -> None:
     """Make jobs like those that were cancelled."""
-    made = [
-        *await _order_anew(rows, actor, priority),
-        *await _deploy_anew(rows, actor),
-        *await _tell_anew(rows, actor),
-    ]
+    ordered, forbidden = await _order_anew(rows, actor, priority)
+    made = [*ordered, *await _deploy_anew(rows, actor), *await _tell_anew(rows, actor)]
     by_place = {job.place: job.id for job in made}
     for row in rows:
         if job_id := by_place.get(place_of(row)):
             outcome.done[row["id"]] = job_id
         elif others := [job.id for job in made if _for_any_agent(row) and job.certificate_id == row["certificate_id"]]:
             outcome.done[row["id"]] = others[0]
+        elif row["type"] in ORDERS and row["certificate_id"] in forbidden:
+            why = refusal(forbidden[row["certificate_id"]])
+            outcome.objections[row["id"]] = Objection(why, settled=False)
         else:
             outcome.objections[row["id"]] = Objection(CHANGED, settled=False)
 
@@ -179,8 +181,11 @@ def _for_any_agent(row: Mapping[str, Any]) -> bool:
     return row["type"] in ORDERS and not row["agent_id"]
 
 
-async def _order_anew(rows: Sequence[db.Row], actor: Actor, priority: int) -> list[NewJob]:
+async def _order_anew(rows: Sequence[db.Row], actor: Actor, priority: int) -> tuple[list[NewJob], Breaches]:
+    """Return the jobs, and what policies have against the certificates that get none."""
     made: list[NewJob] = []
+    forbidden: dict[str, Sequence[Breach]] = {}
+    asks: list[tuple[list[str], Order]] = []
     sets: dict[tuple[str, bool, bool], list[db.Row]] = {}
     for row in rows:
         if row["type"] not in ORDERS:
@@ -190,14 +195,18 @@ async def _order_anew(rows: Sequence[db.Row], actor: Actor, priority: int) -> li
             # Made by a caller, who has its key: each such order has its own.
             csr = {"csr_pem": row["csr_pem"], "csr_sha256": row["csr_sha256"]}
             own = Order(type=JobType(row["type"]), force=force, priority=priority, **csr)
-            made += await order([row["certificate_id"]], own, actor)
+            asks.append(([row["certificate_id"]], own))
         else:
             sets.setdefault((row["type"], force, bool(row["agent_id"])), []).append(row)
     for (kind, force, agents), some in sets.items():
         only = frozenset((row["certificate_id"], row["agent_id"]) for row in some) if agents else None
         asked = Order(type=JobType(kind), force=force, only=only, priority=priority)
-        made += await order([row["certificate_id"] for row in some], asked, actor)
-    return made
+        asks.append(([row["certificate_id"] for row in some], asked))
+    for ids, asked in asks:
+        placed = await place(ids, asked, actor)
+        made += placed.jobs
+        forbidden |= placed.forbidden
+    return made, forbidden
 
 
 async def _deploy_anew(rows: Sequence[db.Row], actor: Actor) -> list[NewJob]:

@@ -44,6 +44,7 @@ from certctl_server.leader import TROUBLE
 from certctl_server.loops import ended
 from certctl_server.notices import service as notices
 from certctl_server.notices.send import send
+from certctl_server.policies.judge import Forbidden
 from certctl_server.telemetry.tracing import running
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,8 @@ async def _repeats(job: Claimed, cause: Cause) -> bool:
 
 
 async def _tell_lane(job: Claimed, fault: str, message: str, retry_after: timedelta | None, cause: Cause) -> None:
-    if job.type in ORDERS or retry_after is not None:
+    # What a policy forbids says nothing about the CA, which was not asked.
+    if cause is not Cause.FORBIDDEN and (job.type in ORDERS or retry_after is not None):
         refused = cause is Cause.REJECTED
         failure = lanes.Failure(fault, job.certificate_id, refused=refused, retry_after=retry_after)
         await lanes.failed(job.lane, failure, message)
@@ -308,7 +310,8 @@ class Runner:
         except LeaseLost as exc:
             log.warning("job lost", extra={"job": job.id, "reason": str(exc)})
         except ConnectorError as exc:
-            await self._failed(job, cause_of(exc), str(exc), getattr(exc, "retry_after", None))
+            cause = Cause.FORBIDDEN if isinstance(exc, Forbidden) else cause_of(exc)
+            await self._failed(job, cause, str(exc), getattr(exc, "retry_after", None))
         except TimeoutError as exc:
             ours = f"no result within {LONGEST_CALL.total_seconds():g} s"
             said = ours if limit.expired() else f"gave up waiting: {exc or 'nothing more was said'}"

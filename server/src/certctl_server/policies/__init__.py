@@ -1,0 +1,1 @@
+"""Policies: rules that certificates are held against, and where they break them."""
