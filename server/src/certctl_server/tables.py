@@ -21,6 +21,7 @@ from certctl_server.jobs.tables import Budget, Intent, Job, Lane, Lease, LoopBea
 from certctl_server.notices.tables import Notification, Notifier
 from certctl_server.people.tables import Owner, Team
 from certctl_server.rules.tables import CertificateProfile, RenewalPolicy
+from certctl_server.stats.tables import Tally
 from certctl_server.targets.tables import Target
 
 TABLES: tuple[type[Table], ...] = (
@@ -57,4 +58,5 @@ TABLES: tuple[type[Table], ...] = (
     DiscoveredCertificate,
     AuditEvent,
     AuditCheckpoint,
+    Tally,
 )
