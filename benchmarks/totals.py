@@ -1,7 +1,7 @@
 """What exact totals cost a big installation, and how fast they are told, against stated goals.
 
-``python benchmarks/totals.py [--quick]``. Starts a PostgreSQL of its own. Prints a table and, last, ``N of M goals met``.
-Ends with 0 if all are met, 1 if one is missed, 2 if PostgreSQL is not installed.
+``python benchmarks/totals.py [--quick]``. Starts a PostgreSQL of its own. Prints a table and, last, ``N of M goals
+met``. Ends with 0 if all are met, 1 if one is missed, 2 if PostgreSQL is not installed.
 """
 
 from __future__ import annotations
@@ -139,10 +139,10 @@ async def compared(size: Size) -> list[Goal]:
     await leader.campaign()
     await create_many(size.creates // 4)
     for number in range(ROUNDS):
-        for verb in rates:
+        for verb, told in rates.items():
             await with_triggers(verb)
             folding = asyncio.create_task(_fold(leader))
-            rates[verb].append(await create_many(size.creates))
+            told.append(await create_many(size.creates))
             folding.cancel()
             bulks[verb].append(await bulk(f"{number} {verb}"))
     await with_triggers("ENABLE")

@@ -105,6 +105,14 @@ def agent(id, **more):
     return Agent(id=id, name=id, **times, **more)
 
 
+class Interrupted(Exception):
+    """What a crash looks like to a transaction."""
+
+
+def crash():
+    raise Interrupted
+
+
 class Workload:
     """One client that does whatever comes to its mind, some of it in transactions that fail."""
 
@@ -177,14 +185,10 @@ class Workload:
             try:
                 async with db.transaction():
                     await thing()
-                    raise Interrupted
+                    crash()
             except Interrupted:
                 return
         await thing()
-
-
-class Interrupted(Exception):
-    pass
 
 
 async def folding(leader, chance, done):
@@ -194,7 +198,7 @@ async def folding(leader, chance, done):
             async with db.transaction():
                 await tally.fold(leader)
                 if chance.random() < 0.4:
-                    raise Interrupted
+                    crash()
         except Interrupted:
             pass
         await asyncio.sleep(chance.random() / 100)
@@ -232,9 +236,8 @@ async def test_totals_are_exact_at_every_moment_of_a_random_workload(many, leade
         pass
     assert (await db.fetch(DELTAS))[0]["n"] == 0
     assert await exact()
-    assert {
-        (row["dimension"], row["value"], row["detail"]): row["n"] for row in await Tally.select()
-    } == await counted()
+    folded = {(row["dimension"], row["value"], row["detail"]): row["n"] for row in await Tally.select()}
+    assert folded == await counted()
 
 
 async def test_what_is_forgotten_by_retention_is_not_counted(many, leader):
@@ -401,9 +404,8 @@ async def inventory(many, client):
     """Some of everything, so that each list has more than a page of one."""
     chance = random.Random("inventory")
     await Certificate.insert(*(certificate(f"mc-{n}", chance) for n in range(80)))
-    new = [
-        NewJob(type=kind, place=f"{kind}{n}", lane="x") for kind in (JobType.SCAN, JobType.RENEWAL) for n in range(6)
-    ]
+    kinds = (JobType.SCAN, JobType.RENEWAL) * 6
+    new = [NewJob(type=kind, place=f"{n}", lane="x") for n, kind in enumerate(kinds)]
     await create_jobs(new, SYSTEM)
     retired = agent("ag-3", status="Online", retired_at=db.now())
     await Agent.insert(agent("ag-1", status="Online", os="linux"), agent("ag-2", os="linux", status="Offline"))

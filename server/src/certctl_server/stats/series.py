@@ -92,7 +92,7 @@ def past(count: int, *, weekly: bool = False) -> Days:
 
 
 async def expirations(days: Days) -> list[Expiring]:
-    """Return how many certificates there are whose newest version ends in each part of ``days``, whatever their status."""
+    """Return how many certificates end in each part of ``days``, by their newest version, whatever their status."""
     counted = await _counted(ENDING, days)
     return [{"date": part[0].isoformat(), "count": sum(counted[day, ""] for day in part)} for part in days.parts()]
 

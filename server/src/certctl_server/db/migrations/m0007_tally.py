@@ -149,10 +149,10 @@ def _triggers_postgres(table: str, tallied: Tallied) -> list[str]:
     return [
         statement
         for verb, (rows, when) in ways.items()
+        for name in (f"{table}_tally_{verb}",)
         for statement in (
-            _function(f"{table}_tally_{verb}", rows),
-            f"CREATE TRIGGER {table}_tally_{verb} AFTER {verb.upper()} ON {table} {when}"
-            f" EXECUTE FUNCTION {table}_tally_{verb}()",
+            _function(name, rows),
+            f"CREATE TRIGGER {name} AFTER {verb.upper()} ON {table} {when} EXECUTE FUNCTION {name}()",
         )
     ]
 
