@@ -43,7 +43,7 @@ async def version(number, created_at):
 
 async def job(number, type_=JobType.RENEWAL, status=JobState.PENDING, completed_at=None):
     [made] = await create([NewJob(type=type_, place=str(number), lane="x")], SYSTEM)
-    await Job.update(status=status, completed_at=completed_at).where(Job.id == made)
+    await Job.update(status=status, completed_at=completed_at).where(Job.id == made.id)
 
 
 def moments(day):

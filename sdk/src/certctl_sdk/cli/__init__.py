@@ -26,7 +26,11 @@ COMMANDS = {
     "owners": ("certctl_sdk.cli.resources", "owners", "Who is told about a certificate."),
     "profiles": ("certctl_sdk.cli.resources", "profiles", "What certificates may be."),
     "renewal-policies": ("certctl_sdk.cli.resources", "renewal_policies", "When certificates are renewed."),
-    "stats": ("certctl_sdk.cli.stats", "stats", "How many certificates end, are issued, and how jobs end, by day."),
+    "stats": (
+        "certctl_sdk.cli.stats",
+        "stats",
+        "How many certificates there are, end and are issued, and how jobs end.",
+    ),
     "status": ("certctl_sdk.cli.status", "status", "Whether the server is well, and what it looks after."),
     "targets": ("certctl_sdk.cli.resources", "targets", "Where certificates are deployed to."),
     "teams": ("certctl_sdk.cli.resources", "teams", "Who certificates belong to."),

@@ -115,7 +115,7 @@ def _triggers_sqlite(table: str, tallied: Tallied) -> list[str]:
     changed = " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in tallied.columns)
     update = f"UPDATE OF {', '.join(tallied.columns)}"
     return [
-        f"CREATE TRIGGER {table}_tally_{verb.split()[0].lower()} AFTER {verb} ON {table} {when}"  # ours
+        f"CREATE TRIGGER {table}_tally_{verb.split()[0].lower()} AFTER {verb} ON {table} {when}"
         f" BEGIN INSERT INTO tally ({KEY}, n) {_summed(rows)} {tail}; END"
         for verb, when, rows in (
             ("INSERT", "", new),
