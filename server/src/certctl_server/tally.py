@@ -80,7 +80,7 @@ class Statuses:
 
 async def statuses() -> Statuses:
     """Return how many certificates, agents and jobs there are now, by status."""
-    certificates, agents, jobs = (dict.fromkeys(states, 0) for states in (Status, AgentStatus, JobState))
+    certificates, agents, jobs = ({str(state): 0 for state in each} for each in (Status, AgentStatus, JobState))
     for row in await db.fetch(BY_STATUS):
         match row["dimension"]:
             case "job" if row["value"] not in INTERNAL:

@@ -29,7 +29,7 @@ COMMANDS = {
     "stats": (
         "certctl_sdk.cli.stats",
         "stats",
-        "How many certificates there are, end and are issued, and how jobs end.",
+        "Certificates by status, and what ends and is issued by day.",
     ),
     "status": ("certctl_sdk.cli.status", "status", "Whether the server is well, and what it looks after."),
     "targets": ("certctl_sdk.cli.resources", "targets", "Where certificates are deployed to."),

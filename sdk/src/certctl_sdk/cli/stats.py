@@ -14,7 +14,7 @@ BUCKETS = click.Choice(["day", "week"], case_sensitive=False)
 
 @click.group()
 def stats() -> None:
-    """How many certificates there are, end and are issued, and how jobs end."""
+    """Certificates by status, and what ends and is issued by day."""
 
 
 def _series(name: str, path: str, columns: Sequence[str], words: str, *, timed: bool = True) -> None:

@@ -1,8 +1,7 @@
 """Figures for dashboards: how many there are now, and how many on each day. All are exact over every row."""
 
 from datetime import datetime
-from functools import partial
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from certctl_core.certificate import Status
 from certctl_core.job import JobState
@@ -21,7 +20,7 @@ from certctl_server.tally import statuses
 BASE = "/api/v1/stats"
 SERIES = {"roles": READ, "query": {"days", "bucket"}}
 DAYS, MOST_DAYS = 30, 365
-BUCKETS = {"day": False, "week": True}
+BUCKETS = DAY, WEEK = "day", "week"
 
 
 class Figures(TypedDict):
@@ -105,24 +104,17 @@ async def issuance_rate(request: Req) -> list[Issued]:
 
 def _asked(scope: Scope) -> tuple[int, bool]:
     """Return how many days are asked for, and whether by week; raise Refused, naming what is not possible."""
-    faults: dict[str, str] = {}
-    found: dict[str, Any] = {"days": DAYS, "bucket": False}
-    readers = {"days": partial(number_to, MOST_DAYS), "bucket": _bucket}
-    for name, text in query(scope).items():
-        if text and name in readers:
-            try:
-                found[name] = readers[name](text)
-            except ValueError as exc:
-                faults[name] = str(exc)
+    given, faults, days = query(scope), dict[str, str](), DAYS
+    try:
+        days = number_to(MOST_DAYS, given.get("days") or str(DAYS))
+    except ValueError as exc:
+        faults["days"] = str(exc)
+    bucket = (given.get("bucket") or BUCKETS[0]).lower()
+    if bucket not in BUCKETS:
+        faults["bucket"] = f"is neither {' nor '.join(BUCKETS)}"
     if faults:
         raise unfit(faults)
-    return found["days"], found["bucket"]
-
-
-def _bucket(text: str) -> bool:
-    if text.lower() not in BUCKETS:
-        raise ValueError("is neither day nor week")
-    return BUCKETS[text.lower()]
+    return days, bucket == WEEK
 
 
 routes: list[ControllerRouterHandler] = [summary, by_status, expiration_timeline, job_trends, issuance_rate]
