@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import secrets
 import sys
 import tempfile
@@ -141,9 +142,11 @@ async def compared(size: Size) -> list[Goal]:
     for number in range(ROUNDS):
         for verb, told in rates.items():
             await with_triggers(verb)
-            folding = asyncio.create_task(_fold(leader))
+            enough = asyncio.Event()
+            folding = asyncio.create_task(_fold(leader, enough))
             told.append(await create_many(size.creates))
-            folding.cancel()
+            enough.set()
+            await folding
             bulks[verb].append(await bulk(f"{number} {verb}"))
     await with_triggers("ENABLE")
     on, off = (median(rates[verb]) for verb in ("ENABLE", "DISABLE"))
@@ -154,10 +157,12 @@ async def compared(size: Size) -> list[Goal]:
     return [*found, Goal("UPDATE of all certificates: times as long", slow / fast, 1.5, "", most=True, note=note)]
 
 
-async def _fold(leader: Leadership) -> None:
-    while True:
+async def _fold(leader: Leadership, enough: asyncio.Event) -> None:
+    while not enough.is_set():
         await tally.fold(leader)
-        await asyncio.sleep(0.5)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await enough.wait()
 
 
 async def doubted(size: Size) -> list[Goal]:

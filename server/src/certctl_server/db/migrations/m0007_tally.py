@@ -131,8 +131,12 @@ def _function(name: str, rows: str) -> str:
 
 
 def _triggers_postgres(table: str, tallied: Tallied) -> list[str]:
+    values = ", ".join(
+        f"('{name}', {value.format(r='r')}, {detail.format(r='r')})"
+        for name, (value, detail) in tallied.dimensions.items()
+    )
     new, old = (
-        f"SELECT d.* FROM {rows} AS r CROSS JOIN LATERAL ({_rows(tallied, 'r', n)}) AS d"  # noqa: S608  # ours
+        f"SELECT {KEY}, {n} AS n FROM {rows} AS r CROSS JOIN LATERAL (VALUES {values}) AS d ({KEY})"  # noqa: S608  # ours
         for rows, n in (("new_rows", "1"), ("old_rows", "-1"))
     )
     both = f"{new} UNION ALL {old}"
