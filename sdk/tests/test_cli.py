@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -326,17 +327,33 @@ def test_status_shows_the_figures(certctl, server, figures):
     assert certctl("status").stdout.split() == ["status", "healthy", "total_certificates", "7"]
 
 
-def test_status_counts_where_the_server_has_no_summary(certctl, server):
-    server.answers["GET", "/api/v1/health"] = (200, {"status": "healthy"})
-    for number, path in enumerate(("certificates", "agents", "jobs")):
-        server.answers["GET", f"/api/v1/{path}"] = listing(total=number)
-    said = dict(line.split() for line in certctl("status").stdout.splitlines())
-    assert (said["status"], said["total_certificates"], said["total_agents"], said["failed_jobs"]) == (
-        "healthy",
-        "0",
-        "1",
-        "2",
-    )
+@pytest.mark.parametrize(
+    ("command", "path", "row"),
+    [
+        (("by-status",), "certificates-by-status", {"status": "Active", "count": 7}),
+        (("expirations", "--days", "9"), "expiration-timeline", {"date": "2030-01-01", "count": 7}),
+        (("issued", "--bucket", "week"), "issuance-rate", {"date": "2030-01-01", "issued_count": 7}),
+        (
+            ("jobs",),
+            "job-trends",
+            {"date": "2030-01-01", "completed_count": 1, "failed_count": 2, "success_rate": 33.33},
+        ),
+    ],
+)
+def test_figures_by_day_are_a_table(certctl, server, command, path, row):
+    server.answers["GET", f"/api/v1/stats/{path}"] = (200, [row])
+    heads, line = (re.split(r"\s{2,}", text) for text in certctl("stats", *command).stdout.splitlines())
+    assert heads == [name.upper().replace("_", " ") for name in row]
+    assert line == [str(value) for value in row.values()]
+    assert json.loads(certctl("--format", "json", "stats", *command).stdout) == [row]
+    given = dict(zip(command[1::2], command[2::2], strict=True))
+    assert sent(server)[2] == {name.removeprefix("--"): value for name, value in given.items()}
+
+
+def test_an_object_where_a_list_belongs_is_told(certctl, server):
+    server.answers["GET", "/api/v1/stats/job-trends"] = (200, {"no": "list"})
+    done = certctl("stats", "jobs")
+    assert (done.exit_code, "without a list" in done.output) == (1, True)
 
 
 def test_certificates_from_elsewhere_are_recorded(certctl, server, tmp_path):

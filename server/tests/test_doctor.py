@@ -150,6 +150,10 @@ async def failed_loop():
     await LoopBeat.insert(LoopBeat(name="retention", last_error="OSError: no", late_at=db.now() + DAY))
 
 
+async def miscounted():
+    await db.fetch(db.Sql("INSERT INTO tally (dimension, value, detail, n) VALUES ('agent', 'Online', '', 7)"))
+
+
 async def nobody_leads():
     await db.fetch(db.Sql("UPDATE lease SET lease_until = {after:-60}"))
 
@@ -170,6 +174,7 @@ ILLS = {
     "issuers, failing": (failing, State.FAIL, "iss-local fails"),
     "loops": (late_loop, State.WARN, "late: retention"),
     "loops, failed": (failed_loop, State.FAIL, "retention failed: OSError: no"),
+    "totals": (miscounted, State.FAIL, "1 totals are off, such as agent Online by +7"),
     "leader": (nobody_leads, State.WARN, "no server leads"),
 }
 

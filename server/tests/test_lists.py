@@ -13,12 +13,13 @@ from certctl_server.discovery.tables import DiscoveredCertificate
 from certctl_server.errors import HANDLERS, Refused
 from certctl_server.filters import Bound, equal, flag, word
 from certctl_server.list_spec import SORT_ALIASES
-from certctl_server.lists import conditions, list_response, listed
+from certctl_server.lists import Tallied, conditions, list_response, listed
 from certctl_server.people.tables import Team
 from litestar import Litestar, get
 from litestar.datastructures import State
 
 SHOWN = ("id", "common_name", "status", "is_ca", "key_size", "not_after", "created_at", "agent_id", "sans")
+KEYS = {Role.ADMIN: {}, Role.AGENT: {"agent_id": "ag-1"}}
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
 
@@ -354,28 +355,44 @@ async def test_one_query_may_name_many_values(ask):
     assert (await ask("agent_id=" + "," * 1000)).status_code == 400
 
 
-async def test_a_total_that_is_known_is_not_counted(ctx):
-    async def known(filters):
-        return None if filters else 7
-
+async def test_a_total_that_is_kept_is_not_counted_unless_the_list_is_narrowed(ctx):
+    kept = "SELECT 'Managed' AS status, 7 AS n UNION ALL SELECT 'Dismissed', 2"
     spec = listed(
-        Team, lambda row: {"id": row["id"]}, ["id", "created_at"], total=known, filters={"id": equal("item.id")}
+        DiscoveredCertificate,
+        show,
+        SHOWN,
+        filters={"status": word("item.status", ("Managed", "Dismissed")), "agent_id": equal("item.agent_id")},
+        shown=Where("item.key_size < {}", (9000,)),
+        tallies=[Tallied(kept, frozenset({"status"}))],
     )
 
     @get("/", opt={"roles": ANY_KEY, "query": LISTED})
-    async def teams(request: Req) -> object:
+    async def rows(request: Req) -> object:
         return await list_response(request, spec)
 
-    await Team.insert(*(Team(id=f"t-{n}", name=f"{n}", created_at=START, updated_at=START) for n in range(3)))
-    _, key = await create_key("ada", Role.ADMIN)
-    app = Litestar([teams], guards=[Guard(ctx).admit], openapi_config=None, state=State({"ctx": ctx}))
-    headers = {"Authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app=app), base_url="http://x", headers=headers
-    ) as client:
-        totals = [(await client.get(f"/?{query}")).json()["total"] for query in ("per_page=2", "page_size=2")]
-        assert totals == [7, 7]
-        assert (await client.get("/?per_page=1&id=t-1,t-2")).json()["total"] == 2
+    @get("/narrow", opt={"roles": ANY_KEY, "query": LISTED})
+    async def fewer(request: Req) -> object:
+        return await list_response(request, spec, where=Where("item.key_size > {}", (0,)))
+
+    await agent(1)
+    for number in range(3):
+        await plant(number)
+    await plant(9001)
+    key, agents_key = [(await create_key(role, role, **more))[1] for role, more in KEYS.items()]
+    app = Litestar([rows, fewer], guards=[Guard(ctx).admit], openapi_config=None, state=State({"ctx": ctx}))
+    transport = httpx.ASGITransport(app=app)
+
+    async def total(path, key=key):
+        headers = {"Authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
+            return (await client.get(path)).json()["total"]
+
+    assert [await total(f"/?{size}=2") for size in ("per_page", "page_size")] == [9, 9]
+    assert [await total(f"/?per_page=1&status={status}") for status in ("managed", "Dismissed,Managed")] == [7, 9]
+    assert await total("/?per_page=1&agent_id=ag-1") == 3
+    assert await total("/?per_page=1&agent_id=ag-1&status=Managed") == 3
+    assert await total("/narrow?per_page=1") == 2
+    assert await total("/?per_page=1", agents_key) == 3
 
 
 def test_bulk_actions_use_the_filters_of_the_list():

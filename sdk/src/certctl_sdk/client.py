@@ -159,6 +159,13 @@ class Client:
             raise Unreachable(f"{self._url} answered without a list: it is no certctl server, or a strange one")
         return Page(data=data, total=total)
 
+    def series(self, *path: str, **query: object) -> list[Json]:
+        """Return the rows of a list that has no pages; errors as of ``get``."""
+        found = self._json(self._call("GET", path, query))
+        if not isinstance(found, list):
+            raise Unreachable(f"{self._url} answered without a list: it is no certctl server, or a strange one")
+        return found
+
     def every(self, *path: str, **query: object) -> Iterator[Json]:
         """Walk through all rows of a list, each that exists throughout exactly once; errors as of ``get``."""
         cursor: object = ""
@@ -184,15 +191,16 @@ class Client:
         return response
 
     def _object(self, response: httpx.Response) -> Json:
-        if not response.content:
-            return {}
-        try:
-            found = response.json()
-        except ValueError as exc:
-            raise Unreachable(f"{self._url} answered without JSON: it is no certctl server") from exc
+        found = self._json(response) if response.content else {}
         if not isinstance(found, dict):
             raise Unreachable(f"{self._url} answered with JSON that is no object")
         return found
+
+    def _json(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError as exc:
+            raise Unreachable(f"{self._url} answered without JSON: it is no certctl server") from exc
 
 
 def _trusting(ca_file: str) -> ssl.SSLContext:

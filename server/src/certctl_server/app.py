@@ -30,6 +30,7 @@ from certctl_server.notices.routes import routes as notices
 from certctl_server.people.routes import routes as people
 from certctl_server.policies.routes import routes as policies
 from certctl_server.rules.routes import routes as rules
+from certctl_server.stats.routes import routes as stats
 from certctl_server.targets.routes import routes as targets
 from certctl_server.telemetry.routes import routes as telemetry
 
@@ -48,6 +49,7 @@ ROUTES: list[ControllerRouterHandler] = [
     *notices,
     *targets,
     *discovery,
+    *stats,
     *telemetry,
 ]
 """Every route of the API. A feature's ``routes.py`` has its own list, named here."""

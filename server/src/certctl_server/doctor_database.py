@@ -11,7 +11,7 @@ import asyncpg
 from certctl_core.errors import MisconfiguredError
 from cryptography import x509
 
-from certctl_server import db, sealing
+from certctl_server import db, sealing, tally
 from certctl_server.agents.health import SKEW_MS
 from certctl_server.audit import sealer, witness
 from certctl_server.db.migrate import missing, unknown
@@ -138,7 +138,7 @@ COUNTS = (
 
 async def looks(settings: Settings) -> AsyncIterator[Finding]:
     """Look at everything, one after the other."""
-    for look in (_schema, _clock, _key, _epoch, _leader, _loops, _issuers, _authorities):
+    for look in (_schema, _clock, _key, _epoch, _leader, _loops, _totals, _issuers, _authorities):
         async for finding in _guarded(look.__name__.strip("_"), look(settings)):
             yield finding
     for count in COUNTS:
@@ -226,6 +226,16 @@ async def _loops(_: Settings) -> AsyncIterator[Finding]:
         yield Finding("loops", State.WARN, f"late: {', '.join(late)}", "start a server, or restart the one that leads")
     elif not any(row["last_error"] for row in rows):
         yield Finding("loops", State.OK, f"{len(rows)} turn")
+
+
+async def _totals(_: Settings) -> AsyncIterator[Finding]:
+    found = await tally.amiss()
+    if found:
+        worst = ", ".join(f"{row['dimension']} {row['value']} by {-row['n']:+}" for row in found[:3])
+        words = f"{len(found)} totals are off, such as {worst}"
+        yield Finding("totals", State.FAIL, words, "certctl-server recount, while everything goes on")
+    else:
+        yield Finding("totals", State.OK, "what is shown is what a full count finds")
 
 
 async def _issuers(_: Settings) -> AsyncIterator[Finding]:

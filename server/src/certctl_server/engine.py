@@ -15,7 +15,7 @@ from datetime import timedelta
 from enum import Flag, auto
 from functools import partial
 
-from certctl_server import restored
+from certctl_server import restored, tally
 from certctl_server.agents.health import watch
 from certctl_server.agents.proof import presume
 from certctl_server.audit.sealer import seal
@@ -38,6 +38,7 @@ from certctl_server.policies import sweep as policies
 PRESUME_EVERY = timedelta(minutes=1)
 ROLLOUTS_EVERY = timedelta(seconds=5)
 SEAL_EVERY = timedelta(milliseconds=250)
+FOLD_EVERY = timedelta(milliseconds=500)
 RESTORES_EVERY = timedelta(seconds=10)
 LOOKS = timedelta(seconds=30)
 """What waits for a moment costs one look into an index when there is none."""
@@ -141,6 +142,7 @@ def loops_of(ctx: Context, sweeper: Sweeper) -> Sequence[Loop]:
         Loop("status flips", timedelta(seconds=1), renewal.flips),
         Loop("audit sealer", SEAL_EVERY, partial(seal, ctx)),
         Loop("restores", RESTORES_EVERY, partial(restored.watch, ctx)),
+        Loop("tally folder", FOLD_EVERY, tally.fold),
         Loop("retention", intervals.retention_interval, partial(forget, after=job.retention)),
         Loop(policies.LOOP, intervals.policy_sweep_interval, policies.sweep),
     ]

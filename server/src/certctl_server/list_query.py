@@ -117,18 +117,19 @@ def asked(spec: ListSpec, given: Given) -> Asked:
     return found
 
 
-def _number(text: str, most: int) -> int:
+def number_to(most: int, text: str) -> int:
+    """Return the number from 1 to ``most`` that ``text`` is; raise ValueError."""
     if not SIZE.match(text) or not 1 <= int(text) <= most:
         raise ValueError(f"is not a number from 1 to {most}")
     return int(text)
 
 
 def _size(text: str) -> int:
-    return _number(text, MOST)
+    return number_to(MOST, text)
 
 
 def _page(text: str) -> int:
-    return _number(text, LAST_PAGE)
+    return number_to(LAST_PAGE, text)
 
 
 def _sort(spec: ListSpec, text: str) -> tuple[str, bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -62,6 +62,23 @@ class Key:
         return f"coalesce({self.sql}, '') = ''" if self.kind == "text" else f"{self.sql} IS NULL"
 
 
+@dataclass(frozen=True, slots=True)
+class Tallied:
+    """How many rows there are under some filters, kept beside the table."""
+
+    rows: str
+    """SQL: rows that stand for ``n`` rows of the list each. They have the columns that the filters' conditions name."""
+    filters: frozenset[str] = frozenset()
+    """The filters that may be given, all or some of them."""
+
+
+def tallied(dimension: str, **columns: str) -> Tallied:
+    """Return what ``tally_now`` knows of ``dimension``: by filter, the column that its value and its detail are."""
+    named = "".join(f"{part} AS {name}, " for part, name in zip(("value", "detail"), columns.values(), strict=False))
+    rows = f"SELECT {named}n FROM tally_now WHERE dimension = '{dimension}'"  # noqa: S608  # names of ours
+    return Tallied(rows, frozenset(columns))
+
+
 @dataclass(frozen=True)
 class ListSpec:
     """All that is particular to one list. Every piece of SQL calls the listed table ``item``."""
@@ -86,8 +103,10 @@ class ListSpec:
     """Conditions that hold unless the filter of that name is given."""
     others: frozenset[str] = frozenset()
     """Parameters that the handler reads itself."""
-    total: Callable[[Given], Awaitable[int | None]] | None = None
-    """Knows the number of rows under these filters without counting, or says None."""
+    shown: Where | None = None
+    """Which rows are listed at all; what tallies count has it already."""
+    tallies: Sequence[Tallied] = ()
+    """What knows the number of rows without counting; the first that goes with the filters is asked."""
 
     @cached_property
     def every_filter(self) -> dict[str, Filter]:

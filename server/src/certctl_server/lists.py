@@ -24,7 +24,9 @@ from certctl_server.list_spec import Key as Key
 from certctl_server.list_spec import ListSpec as ListSpec
 from certctl_server.list_spec import Row as Row
 from certctl_server.list_spec import Show as Show
+from certctl_server.list_spec import Tallied as Tallied
 from certctl_server.list_spec import listed as listed
+from certctl_server.list_spec import tallied as tallied
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class _Rows:
 
     condition: str
     bound: Bound
+    narrowed: bool = False
+    """By more than the filters."""
 
 
 async def list_response(request: Req, spec: ListSpec, *, where: Where | None = None) -> Response[bytes]:
@@ -45,7 +49,9 @@ async def list_response(request: Req, spec: ListSpec, *, where: Where | None = N
     """
     wanted = asked(spec, query(request.scope))
     bound = Bound()
-    rows = _Rows(conditions(spec, wanted.filters, bound, visible(request.user, spec.table), where), bound)
+    seen = visible(request.user, spec.table)
+    condition = conditions(spec, wanted.filters, bound, spec.shown, seen, where)
+    rows = _Rows(condition, bound, narrowed=bool(seen or where))
     if wanted.cursor is None:
         answer = await _paged(wanted, rows)
     else:
@@ -156,11 +162,15 @@ async def _select(asked: Asked, rows: _Rows, order: str, limit: int, offset: int
 
 
 async def _total(asked: Asked, rows: _Rows) -> int:
-    known = await asked.spec.total(asked.filters) if asked.spec.total else None
-    if known is not None:
-        return known
-    text = ["SELECT count(*) AS total FROM", asked.spec.table._meta.tablename, "AS item WHERE", rows.condition]
-    [row] = await db.fetch(_sql(" ".join(text)), *rows.bound.args)
+    kept = [each for each in asked.spec.tallies if asked.filters.keys() <= each.filters]
+    if kept and not rows.narrowed:
+        bound = Bound()
+        text = ["SELECT coalesce(sum(item.n), 0) AS total FROM (", kept[0].rows, ") AS item WHERE"]
+        text.append(conditions(asked.spec, asked.filters, bound))
+    else:
+        bound = rows.bound
+        text = ["SELECT count(*) AS total FROM", asked.spec.table._meta.tablename, "AS item WHERE", rows.condition]
+    [row] = await db.fetch(_sql(" ".join(text)), *bound.args)
     return int(row["total"])
 
 

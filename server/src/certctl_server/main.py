@@ -118,6 +118,17 @@ def reseal() -> None:
     click.echo(f"{_in_database(work)} rows sealed anew; keys after the first are no longer needed")
 
 
+@main.command()
+def recount() -> None:
+    """Count everything that totals are shown of, and correct those that are wrong. The server may go on."""
+    from certctl_server import tally  # noqa: PLC0415
+
+    found = _in_database(lambda _: tally.recount())
+    for row in found:
+        click.echo(f"{row['dimension']} {row['value']} {row['detail']}: corrected by {row['n']:+}")
+    click.echo(f"{len(found)} totals were wrong" if found else "every total was right")
+
+
 @main.group()
 def keys() -> None:
     """Make, list and end API keys, directly in the database."""

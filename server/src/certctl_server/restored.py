@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 from certctl_core.job import JobType
 
-from certctl_server import db
+from certctl_server import db, tally
 from certctl_server.audit import chain, sealer, witness
 from certctl_server.audit.record import SYSTEM, Event, record
 from certctl_server.audit.witness import EPOCH, Witness
@@ -165,6 +165,8 @@ async def _open(why: str, seen: Witness | None, identity: str, cipher: Cipher) -
     done = await _nothing_twice()
     await db.fetch(FENCES, now)
     done["tokens_ended"] = len(await db.fetch(TOKENS))
+    # A dump that was read into a schema that counts along has counted twice.
+    done["totals_corrected"] = len(await tally.recount())
     told = {"epoch": epoch, "why": why, "sequence": head.sequence}
     told |= {"seen_sequence": seen.link.sequence, "seen_hash": seen.link.hash} if seen else {"seen_sequence": 0}
     await record([Event(SYSTEM, "database_restored", "database", str(epoch), told | done)])

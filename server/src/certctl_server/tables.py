@@ -22,6 +22,7 @@ from certctl_server.notices.tables import Notification, Notifier
 from certctl_server.people.tables import Owner, Team
 from certctl_server.policies.tables import PolicyRule, PolicyViolation
 from certctl_server.rules.tables import CertificateProfile, RenewalPolicy
+from certctl_server.stats.tables import Tally
 from certctl_server.targets.tables import Target
 
 TABLES: tuple[type[Table], ...] = (
@@ -60,4 +61,5 @@ TABLES: tuple[type[Table], ...] = (
     PolicyViolation,
     AuditEvent,
     AuditCheckpoint,
+    Tally,
 )

@@ -27,6 +27,11 @@ COMMANDS = {
     "policies": ("certctl_sdk.cli.policies", "policies", "Rules that certificates have to keep to."),
     "profiles": ("certctl_sdk.cli.resources", "profiles", "What certificates may be."),
     "renewal-policies": ("certctl_sdk.cli.resources", "renewal_policies", "When certificates are renewed."),
+    "stats": (
+        "certctl_sdk.cli.stats",
+        "stats",
+        "Certificates by status, and what ends and is issued by day.",
+    ),
     "status": ("certctl_sdk.cli.status", "status", "Whether the server is well, and what it looks after."),
     "targets": ("certctl_sdk.cli.resources", "targets", "Where certificates are deployed to."),
     "teams": ("certctl_sdk.cli.resources", "teams", "Who certificates belong to."),

@@ -55,6 +55,15 @@ class Session:
             if page.total > len(page.data):
                 click.echo(f"{len(page.data)} of {page.total}; --page and --per-page show others", err=True)
 
+    def show_rows(self, rows: Sequence[Json], columns: Sequence[str]) -> None:
+        """Show rows of a list without pages."""
+        from certctl_sdk.cli import output  # noqa: PLC0415
+
+        if self.form == "json":
+            output.write_json(rows)
+        else:
+            output.write_table(rows, columns)
+
     def show(self, found: Json, columns: Sequence[str] = ()) -> None:
         """Show one object: all of it, or in a table only ``columns`` as far as they are there."""
         from certctl_sdk.cli import output  # noqa: PLC0415

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 from importlib.metadata import version as installed
-from typing import TYPE_CHECKING
 
 import click
 
 from certctl_sdk.cli.session import Session, with_session
-
-if TYPE_CHECKING:
-    from certctl_sdk.client import Client, Json
-
-#: What is counted one by one where the server has no summary.
-COUNTED = {
-    "total_certificates": ("certificates", {}),
-    "expired_certificates": ("certificates", {"status": "Expired"}),
-    "total_agents": ("agents", {}),
-    "offline_agents": ("agents", {"status": "Offline"}),
-    "failed_jobs": ("jobs", {"status": "Failed"}),
-}
 
 
 @click.command()
@@ -27,21 +14,9 @@ COUNTED = {
 def status(session: Session) -> None:
     """Whether the server is well, and what it looks after."""
     with session.client() as client:
-        health = client.get("health")
-        session.show({"status": health.get("status"), **_figures(client)})
-
-
-def _figures(client: Client) -> Json:
-    from certctl_sdk.client import ApiError  # noqa: PLC0415
-
-    try:
-        summary = client.get("stats", "summary")
-    except ApiError as exc:
-        if exc.status != 404:  # noqa: PLR2004  # RFC 9110 section 15.5.5
-            raise
-        return {name: client.page(path, per_page=1, **query).total for name, (path, query) in COUNTED.items()}
-    figures = summary.get("data")
-    return figures if isinstance(figures, dict) else summary
+        health, summary = client.get("health"), client.get("stats", "summary")
+    figures = {name: value for name, value in summary.items() if name != "data"}
+    session.show({"status": health.get("status"), **(figures or summary.get("data") or {})})
 
 
 @click.command()

@@ -28,7 +28,7 @@ from certctl_server.errors import Refused, invalid, not_found
 from certctl_server.filters import equal, word
 from certctl_server.http.answer import Answer
 from certctl_server.http.asked import is_head, mark_idle
-from certctl_server.lists import Key, Row, list_response, listed
+from certctl_server.lists import Key, Row, list_response, listed, tallied
 from certctl_server.telemetry.metrics import polled
 
 BASE = "/api/v1/agents"
@@ -111,6 +111,8 @@ AGENTS = listed(
         **{name: equal(f"item.{name}") for name in ("os", "architecture", "version", "name")},
     },
     keys={"created_at": Key("item.created_at", "time", may_be_empty=False)},
+    shown=Where("item.id <> {}", ("server-scanner",)),
+    tallies=[tallied("agent", status="status")],
 )
 TOKEN_FIELDS = ("id", "name", "max_uses", "uses", "expires_at", "created_at", "created_by", "last_used_at")
 
@@ -126,7 +128,7 @@ TOKENS = listed(EnrolmentToken, show_token, TOKEN_FIELDS)
 @get(BASE, opt={"roles": READ, "query": LISTED})
 async def list_(request: Req) -> Response[bytes]:
     """List agents."""
-    return await list_response(request, AGENTS, where=Where("item.id <> {}", ("server-scanner",)))
+    return await list_response(request, AGENTS)
 
 
 @post(BASE, opt={"roles": ENROL})

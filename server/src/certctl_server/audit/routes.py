@@ -10,7 +10,7 @@ from certctl_server.auth.principal import Req
 from certctl_server.auth.roles import LISTED, READ
 from certctl_server.errors import not_found
 from certctl_server.filters import after, before, equal, word
-from certctl_server.lists import Key, Row, list_response, listed
+from certctl_server.lists import Key, Row, Tallied, list_response, listed
 
 SHOWN = ("id", "actor", "actor_type", "action", "resource_type", "resource_id", "timestamp")
 OPTIONAL = ("request_id", "hash", "previous_hash")
@@ -25,6 +25,11 @@ def show(row: Row) -> Row:
     return found | {name: row[name] for name in OPTIONAL if row[name]}
 
 
+# What is sealed is numbered without a gap, and only the oldest ever leaves.
+COUNTED = """
+    SELECT coalesce((SELECT max(sequence) FROM audit_event) - (SELECT min(sequence) FROM audit_event) + 1, 0)
+        + (SELECT count(*) FROM audit_event WHERE sequence IS NULL) AS n
+    """
 EVENTS = listed(
     AuditEvent,
     show,
@@ -44,6 +49,7 @@ EVENTS = listed(
         "after": after("item.timestamp"),
         "since": after("item.timestamp"),
     },
+    tallies=[Tallied(COUNTED)],
 )
 
 

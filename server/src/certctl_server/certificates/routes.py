@@ -21,7 +21,7 @@ from certctl_server.context import Ctx
 from certctl_server.crud import one
 from certctl_server.filters import Filter, any_of, equal, word
 from certctl_server.http.answer import Answer
-from certctl_server.lists import Key, Row, list_response, listed
+from certctl_server.lists import Key, Row, list_response, listed, tallied
 from certctl_server.targets.service import TARGETS
 
 BASE = "/api/v1/certificates"
@@ -147,6 +147,14 @@ FILTERS: dict[str, Filter] = {
     "agent_id": _of_agent,
     "q": _substring,
 }  # fmt: skip
+TALLIES = [
+    tallied(f"certificate.{column}", **{name: column})
+    for name, column in {
+        **{name: name for name in ("status", "environment", "owner_id", "team_id", "issuer_id")},
+        "certificate_profile_id": "certificate_profile_id",
+        "profile_id": "certificate_profile_id",
+    }.items()
+]
 CERTIFICATES = listed(
     Certificate,
     show,
@@ -155,6 +163,7 @@ CERTIFICATES = listed(
     keys={"name": Key("item.name", may_be_empty=False)},
     filters=FILTERS,
     select=SELECT,
+    tallies=TALLIES,
 )
 VERSION_FIELDS = (
     "id", "certificate_id", "version", "serial_number", "not_before", "not_after", "fingerprint_sha256", "pem_chain",

@@ -21,7 +21,7 @@ from certctl_server.discovery.tables import DiscoveredCertificate, DiscoveryScan
 from certctl_server.errors import invalid
 from certctl_server.filters import equal, flag, word
 from certctl_server.http.answer import Answer
-from certctl_server.lists import Row, list_response, listed
+from certctl_server.lists import Row, list_response, listed, tallied
 
 DIRECTORIES = 1000
 SHOWN = (
@@ -90,6 +90,7 @@ FOUND = listed(
         "is_ca": flag("item.is_ca"),
         "key_algorithm": word("item.key_algorithm", ALGORITHMS),
     },
+    tallies=[tallied("discovered_certificate", status="status")],
 )
 SCANS = listed(
     DiscoveryScan,

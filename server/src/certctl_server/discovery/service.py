@@ -57,7 +57,10 @@ OURS = db.Sql(
 LINK = db.update_rows(
     "discovered_certificate", "id", {"status": "text", "managed_certificate_id": "text", "updated_at": "timestamptz"}
 )
-SUMMARY = db.Sql("SELECT status, count(*) AS n FROM discovered_certificate GROUP BY status")
+SUMMARY = db.Sql(
+    "SELECT value AS status, CAST(sum(n) AS BIGINT) AS n FROM tally_now"
+    " WHERE dimension = 'discovered_certificate' GROUP BY value"
+)
 
 
 async def take(agent_id: str, report: Reported, actor: Actor) -> DiscoveryScan:

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
-from certctl_core.job import JobState, JobType
+from certctl_core.job import INTERNAL, JobState, JobType
 from certctl_core.x509 import normalise_fingerprint
 from litestar import Response, get, post
 from litestar.params import FromPath
@@ -29,11 +29,10 @@ from certctl_server.jobs.priorities import URGENT
 from certctl_server.jobs.retry import facts_of, retry, retry_all
 from certctl_server.jobs.state import cancel, move
 from certctl_server.jobs.tables import Job
-from certctl_server.lists import Row, conditions, list_response, listed
+from certctl_server.lists import Row, conditions, list_response, listed, tallied
 
 BASE = "/api/v1/jobs"
 ONE = BASE + "/{id:str}"
-INTERNAL = (JobType.REVOCATION, JobType.SCAN, JobType.NOTIFICATION, JobType.CRL_BUILD)
 PLAIN = (
     "id", "type", "status", "attempts", "max_attempts", "scheduled_at", "created_at", "verification_status",
     "requested_by",
@@ -89,7 +88,8 @@ JOBS = listed(
         **{name: equal(f"item.{name}") for name in ("certificate_id", "target_id", "agent_id")},
     },
     order="-created_at",
-    unless={"type": Where("item.type NOT IN ({}, {}, {}, {})", tuple(map(str, INTERNAL)))},
+    unless={"type": Where("item.type NOT IN ({}, {}, {}, {})", tuple(sorted(INTERNAL)))},
+    tallies=[tallied("job", type="type", status="status")],
 )
 
 

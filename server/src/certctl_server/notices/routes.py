@@ -13,7 +13,7 @@ from certctl_server.connectors.rows import configured_routes
 from certctl_server.context import Ctx
 from certctl_server.crud import one
 from certctl_server.filters import equal, word
-from certctl_server.lists import Key, Row, list_response, listed
+from certctl_server.lists import Key, Row, list_response, listed, tallied
 from certctl_server.notices.service import CHANNELS, EVENTS, NOTIFIERS, STATES, mark_read, show_notification
 from certctl_server.notices.tables import Notification
 
@@ -33,6 +33,7 @@ NOTIFICATIONS = listed(
         "channel": word("item.channel", CHANNELS),
         "certificate_id": equal("item.certificate_id"),
     },
+    tallies=[tallied("notification", status="status", type="type")],
 )
 
 

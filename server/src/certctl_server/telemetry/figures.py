@@ -1,6 +1,6 @@
 """What only the database knows: how many certificates, agents and jobs there are, whichever server tells it.
 
-Counted on indexes, at most once a second however many ask.
+Asked at most once a second however many want to know.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import datetime
 from weakref import WeakKeyDictionary
 
 from certctl_core.certificate import Status
-from certctl_core.job import OPEN, JobState
+from certctl_core.job import JobState
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
@@ -21,16 +21,12 @@ from certctl_server import db
 from certctl_server.agents.health import AgentStatus
 from certctl_server.db.session import engine
 from certctl_server.jobs.lanes import OLDEST
+from certctl_server.tally import Statuses, statuses
 
 FRESH_SECONDS = 1.0
 LANES = 100
 """So many of the fullest lanes have a sample of their own; operators may make thousands."""
 REST = "other"
-CERTIFICATES = db.Sql("SELECT status, count(*) AS n FROM certificate GROUP BY status")
-AGENTS = db.Sql(
-    "SELECT status, count(*) AS n FROM agent WHERE retired_at IS NULL AND id <> 'server-scanner' GROUP BY status"
-)
-JOBS = db.Sql("SELECT status, count(*) AS n FROM job GROUP BY status")
 WAITING = db.Sql("SELECT lane, count(*) AS n FROM job WHERE due_at IS NOT NULL GROUP BY lane")
 RUNNING = db.Sql("SELECT lane, count(*) AS n FROM job WHERE status = 'Running' GROUP BY lane")
 BEATS = db.Sql("SELECT name, finished_at FROM loop_beat")
@@ -40,12 +36,7 @@ BEATS = db.Sql("SELECT name, finished_at FROM loop_beat")
 class Figures:
     """What was counted, and when."""
 
-    certificates: Mapping[str, int]
-    """By status; every status is there."""
-    agents: Mapping[str, int]
-    """By status, those that retired left out."""
-    jobs: Mapping[str, int]
-    """By status."""
+    statuses: Statuses
     lanes: Mapping[tuple[str, str], int]
     """By lane and status: Pending, for what a worker may take now or later, and Running."""
     oldest_due_seconds: float
@@ -56,21 +47,21 @@ class Figures:
 
     def gauges(self) -> dict[str, int]:
         """Return what may grow and shrink, by the names of the API (spec/api.md 8.14)."""
-        certificates = self.certificates
+        certificates, agents = self.statuses.certificates, self.statuses.agents
         return {
             "certificate_total": sum(certificates.values()),
             "certificate_active": certificates[Status.ACTIVE],
             "certificate_expiring_soon": certificates[Status.EXPIRING],
             "certificate_expired": certificates[Status.EXPIRED],
             "certificate_revoked": certificates[Status.REVOKED],
-            "agent_total": sum(self.agents.values()),
-            "agent_online": self.agents[AgentStatus.ONLINE],
-            "job_pending": sum(self.jobs[state] for state in OPEN),
+            "agent_total": sum(agents.values()),
+            "agent_online": agents[AgentStatus.ONLINE],
+            "job_pending": self.statuses.pending_jobs,
         }
 
     def counters(self) -> dict[str, int]:
         """Return what the API calls counters."""
-        jobs = self.jobs
+        jobs = self.statuses.jobs
         return {"job_completed_total": jobs[JobState.COMPLETED], "job_failed_total": jobs[JobState.FAILED]}
 
 
@@ -123,18 +114,12 @@ async def _count() -> Figures:
     beats = {row["name"]: row["finished_at"] for row in await db.fetch(BEATS) if row["finished_at"]}
     now = db.now()
     return Figures(
-        certificates=await _by_status(CERTIFICATES, Status),
-        agents=await _by_status(AGENTS, AgentStatus),
-        jobs=await _by_status(JOBS, JobState),
+        statuses=await statuses(),
         lanes=lanes,
         oldest_due_seconds=max(0.0, (now - oldest).total_seconds()) if oldest else 0.0,
         turned=beats,
         measured_at=now,
     )
-
-
-async def _by_status(sql: db.Sql, states: type[Status | AgentStatus | JobState]) -> dict[str, int]:
-    return dict.fromkeys(states, 0) | {row["status"]: int(row["n"]) for row in await db.fetch(sql)}
 
 
 class Families:
@@ -148,12 +133,12 @@ class Families:
         """Return each metric with its samples."""
         yield from self._of_the_contract()
         found = self._found
-        states = {
-            "certificates": ("Certificates by status", found.certificates),
-            "agents": ("Agents by status, those that retired left out", found.agents),
-            "jobs": ("Jobs by status", found.jobs),
+        counts = {
+            "certificates": ("Certificates by status", found.statuses.certificates),
+            "agents": ("Agents by status, those that retired left out", found.statuses.agents),
+            "jobs": ("Jobs by status, internal ones left out", found.statuses.jobs),
         }
-        for name, (help_, counted) in states.items():
+        for name, (help_, counted) in counts.items():
             family = GaugeMetricFamily(f"certctl_{name}", help_, labels=["status"])
             for status, n in counted.items():
                 family.add_metric([status], n)

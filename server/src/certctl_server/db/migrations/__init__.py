@@ -11,6 +11,15 @@ from certctl_server.db.migrations import (
     m0004_rollouts,
     m0005_retention,
     m0006_policies,
+    m0007_tally,
 )
 
-STEPS = (m0001_first, m0002_alerts, m0003_lanes, m0004_rollouts, m0005_retention, m0006_policies)
+STEPS = (
+    m0001_first,
+    m0002_alerts,
+    m0003_lanes,
+    m0004_rollouts,
+    m0005_retention,
+    m0006_policies,
+    m0007_tally,
+)

@@ -1,0 +1,1 @@
+"""How many there are, and how many on each day."""
