@@ -80,6 +80,7 @@ UNSENT = db.Sql(
     """
 )
 TOKENS = db.Sql("UPDATE enrolment_token SET expires_at = {now} WHERE expires_at > {now} RETURNING id")
+LOGINS = db.Sql("DELETE FROM login RETURNING digest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,7 @@ async def _open(why: str, seen: Witness | None, identity: str, cipher: Cipher) -
     done = await _nothing_twice()
     await db.fetch(FENCES, now)
     done["tokens_ended"] = len(await db.fetch(TOKENS))
+    done["logins_ended"] = len(await db.fetch(LOGINS))
     told = {"epoch": epoch, "why": why, "sequence": head.sequence}
     told |= {"seen_sequence": seen.link.sequence, "seen_hash": seen.link.hash} if seen else {"seen_sequence": 0}
     await record([Event(SYSTEM, "database_restored", "database", str(epoch), told | done)])
