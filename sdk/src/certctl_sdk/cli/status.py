@@ -45,6 +45,12 @@ def _figures(client: Client) -> Json:
 
 
 @click.command()
-def version() -> None:
-    """Version of this program."""
-    click.echo(f"certctl {installed('certctl-sdk')}")
+@click.option("--of-server", is_flag=True, help="Ask the server which build it is as well.")
+@with_session
+def version(session: Session, *, of_server: bool) -> None:
+    """Version of this program, and of the server if you like."""
+    if not of_server:
+        click.echo(f"certctl {installed('certctl-sdk')}")
+        return
+    with session.client() as client:
+        session.show({"certctl": installed("certctl-sdk"), **client.get("version")})
