@@ -5,7 +5,6 @@ import contextlib
 import logging
 import time
 from dataclasses import replace
-from datetime import timedelta
 
 import pytest
 from certctl_sdk.http import httpx
