@@ -197,7 +197,10 @@ def bodies(machine, item):
     """What makes sense to send, by route."""
     return {
         "POST agents": {"id": machine.id, "name": machine.id, "hostname": "new.example"},
-        "POST agents/{id}/csr": {"csr_pem": machine.keys[item["certificate_id"]], "certificate_id": item["certificate_id"]},
+        "POST agents/{id}/csr": {
+            "csr_pem": machine.keys[item["certificate_id"]],
+            "certificate_id": item["certificate_id"],
+        },
         "POST agents/{id}/jobs/{job_id}/status": {"status": "Running"},
         "POST jobs/{id}/verify": {
             "target_id": item["target_id"],

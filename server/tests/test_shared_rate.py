@@ -84,7 +84,10 @@ async def test_while_redis_is_away_each_server_counts_by_itself_and_says_so_once
         await asyncio.sleep(0.3)
         assert await servers[0].wait("caller", limiter, "key-1") == 0
     told = [record.message for record in caplog.records if record.name == shared_rate.__name__]
-    assert [message.split(":")[0] for message in told] == ["the broker does not count calls", "the broker counts calls again"]
+    assert [message.split(":")[0] for message in told] == [
+        "the broker does not count calls",
+        "the broker counts calls again",
+    ]
 
 
 async def test_nobody_waits_long_for_a_redis_that_says_nothing():
