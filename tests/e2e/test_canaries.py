@@ -172,10 +172,12 @@ def test_every_secret_of_every_connector_stays_where_it_is(tell, canaries, agent
     kinds = [each for each in tell("GET", "connectors").json()["loaded"] if each["kind_of"] == kind_of]
     assert kinds
     for each in kinds:
-        config = {name: canaries.new() for name, told in each["schema"]["properties"].items() if is_secret(told)}
+        secrets = {name: told for name, told in each["schema"]["properties"].items() if is_secret(told)}
+        config = {name: planted(told, canaries.new()) for name, told in secrets.items()}
         config |= {"of_no_schema": canaries.new()}
         made = tell("POST", family, body(family, f"whole {each['kind']}", each["kind"], config, agent))
-        assert (made.status_code, set(made.json()["config"].values())) == (201, {"********"}), made.text
+        assert made.status_code == 201, made.text
+        assert {str(value).strip("[']") for value in made.json()["config"].values()} == {"********"}
         one = f"{family}/{made.json()['id']}"
         tell("GET", one)
         tell("POST", f"{one}/test")
@@ -183,6 +185,11 @@ def test_every_secret_of_every_connector_stays_where_it_is(tell, canaries, agent
         assert tell("PUT", one, {"enabled": "perhaps", "config": {name: canaries.new() for name in config}}).is_error
         assert tell("POST", family, {"id": made.json()["id"], "name": "again", "type": each["kind"]}).is_error
         assert tell("DELETE", one).status_code == 204
+
+
+def planted(told, secret):
+    """A value that such a property may have, with the secret in it."""
+    return [f"X-Key: {secret}"] if told.get("type") == "array" else f"{CLOSED}/{secret}"
 
 
 def is_secret(told):

@@ -59,8 +59,8 @@ VALUES = {
     "nothing in a list": [None],
     "a list in a list": [["x"]],
     "deep": {"a": [{"b": [1, None, {"c": "x"}]}]},
-    "a long text": "y" * 70_000,
-    "a long list": ["z"] * 20_000,
+    "a long text": "y" * 9_000,
+    "a long list": ["z"] * 1_000,
     "a query object": {"$ne": "", "$gt": 0},
 }
 TEXTS = {
@@ -261,7 +261,8 @@ def test_values_of_the_wrong_type_are_refused_one_and_all(call, call_as_agent, t
             dict.fromkeys(names, VALUES[value]),
             {"name": "x", "config": VALUES[value], "sans": VALUES[value]},
         ):
-            caller(route.method, place(route, there), json.dumps(body).encode())
+            answer = caller(route.method, place(route, there), json.dumps(body).encode())
+            assert answer.status_code != 413, "too long to be looked at"
 
 
 def made_of(text, there):
