@@ -48,7 +48,7 @@ def _figures(client: Client) -> Json:
 @click.option("--of-server", is_flag=True, help="Ask the server which build it is as well.")
 @with_session
 def version(session: Session, *, of_server: bool) -> None:
-    """Version of this program, and of the server if you like."""
+    """Version of this program."""
     if not of_server:
         click.echo(f"certctl {installed('certctl-sdk')}")
         return

@@ -123,7 +123,7 @@ def login_cookie(connection: Connection, settings: Settings) -> str:
 
 def _check_origin(connection: Connection, principal: Principal) -> None:
     """A browser sends its cookie whoever's page asks for a change; only ours knows the token."""
-    if not principal.csrf_token or connection.scope["method"] == "GET":
+    if not principal.csrf_token or connection.scope.get("method") == "GET":
         return
     given = connection.headers.get(logins.CSRF_HEADER, "")
     if not hmac.compare_digest(given.encode(), principal.csrf_token.encode()):
