@@ -194,7 +194,6 @@ class Exchange:
         scope["state"] = {**(scope.get("state") or {})}
         headers = Headers.from_scope(scope)
         self._length = headers.get("content-length", "")
-        self._unread = self._length not in {"", "0"} or "transfer-encoding" in headers
         self.client_request_id = headers.get("x-request-id", "")[:64]
 
     @property
@@ -213,10 +212,6 @@ class Exchange:
     async def receive(self) -> HTTPReceiveMessage:
         """Pass on what the client sends, up to the limit."""
         message: Any = await self._receive()
-        if self._unread and message["type"] == "http.disconnect":
-            # Said here, since it is nobody's fault but the client's, and no answer reaches that.
-            raise Refused(HTTPStatus.BAD_REQUEST, "The body was cut off")
-        self._unread = self._unread and bool(message.get("more_body"))
         if message["type"] == "http.request" and (part := message.get("body")):
             self._taken += len(part)
             if self._taken > self._limit:
