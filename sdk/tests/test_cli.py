@@ -252,11 +252,18 @@ def test_tokens_and_keys_are_shown_alone_so_that_scripts_can_use_them(certctl, s
     server.answers["POST", "/api/v1/agents/tokens"] = (201, {"id": "et-1", "token": "secret.pin"})
     server.answers["POST", "/api/v1/auth/keys"] = (201, {"id": "key-1", "key": "cck_x"})
     assert certctl("agents", "tokens", "create").stdout == "secret.pin\n"
+    server.answers["POST", "/api/v1/auth/keys/key-1/rotate"] = (200, {"id": "key-2", "key": "cck_y"})
     assert certctl("keys", "create", "me", "--role", "admin").stdout == "cck_x\n"
+    assert certctl("keys", "rotate", "key-1").stdout == "cck_y\n"
 
 
 @pytest.mark.parametrize(
-    ("command", "path"), [(("agents", "tokens", "delete"), "agents/tokens"), (("keys", "revoke"), "auth/keys")]
+    ("command", "path"),
+    [
+        (("agents", "tokens", "delete"), "agents/tokens"),
+        (("keys", "revoke"), "auth/keys"),
+        (("keys", "delete"), "auth/keys"),
+    ],
 )
 def test_what_lets_in_can_be_ended(certctl, server, command, path):
     server.answers["DELETE", f"/api/v1/{path}/x"] = (204, b"")

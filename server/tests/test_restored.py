@@ -17,7 +17,8 @@ from certctl_server.audit.chain import HEAD_FILE
 from certctl_server.audit.record import SYSTEM, Event, record
 from certctl_server.audit.sealer import seal_pass
 from certctl_server.audit.verify import lines, verify
-from certctl_server.auth.keys import authenticate_token, create_token
+from certctl_server.auth.keys import Keyring, authenticate_token, create_key, create_token, principal_of
+from certctl_server.auth.logins import log_in, logged_in
 from certctl_server.certificates.create import create
 from certctl_server.certificates.status import TRIES
 from certctl_server.certificates.tables import CertificateTarget, CertificateVersion, Rollout
@@ -376,6 +377,8 @@ async def test_tokens_and_messages_of_before_are_good_for_nothing_more(ctx, grou
     id, _ = await create(wanted("a.example"), SYSTEM)
     await tell(Notice("RenewalFailure", id, "s", "m", "critical", "once"))
     _, secret = await create_token(name="one", created_by="ada")
+    row, key = await create_key("ada", "admin")
+    login = await log_in(principal_of(row.to_dict()), key, db.now(), life=timedelta(hours=1))
     await happens()
     await past.save()
     await happens()
@@ -386,4 +389,5 @@ async def test_tokens_and_messages_of_before_are_good_for_nothing_more(ctx, grou
     assert (await only(Job, type="Notification"))["status"] == "Cancelled"
     assert (await only(Notification))["status"] == "dead"
     [row] = await told()
-    assert (row["tokens_ended"], row["messages_called_off"]) == (1, 1)
+    assert (row["tokens_ended"], row["logins_ended"], row["messages_called_off"]) == (1, 1, 1)
+    assert await logged_in(login.cookie, Keyring(()), db.now()) is None

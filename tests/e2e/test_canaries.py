@@ -1,4 +1,7 @@
-"""Secrets in the options of connectors show up nowhere: no reply, no log, no audit row, no message, no backup."""
+"""Secrets in the options of connectors show up nowhere: no reply, no log, no audit row, no message, no backup.
+
+No route that answers without parameters is left out: lists, exports, figures and metrics, later ones included.
+"""
 
 import base64
 import itertools
@@ -7,6 +10,7 @@ import urllib.parse
 
 import pytest
 from certctl_sdk.testing.fake_ca import csr_pem
+from server_flow import routes
 
 #: A type of each family whose connector is not installed, and options that hold nothing but secrets.
 STRANGE = {
@@ -18,7 +22,9 @@ CLOSED = "http://127.0.0.1:9"
 LISTS = (
     *("connectors", "issuers?per_page=500", "targets?per_page=500", "notifiers?per_page=500", "audit?per_page=500"),
     *("jobs?per_page=500", "jobs?type=Notification", "notifications?per_page=500", "certificates?per_page=500"),
+    *(route.path.removeprefix("/api/v1/") for route in routes() if route.method == "GET" and "{" not in route.path),
 )
+FAMILIES = {"issuer": "issuers", "target": "targets", "notifier": "notifiers"}
 
 
 class Canaries:
@@ -74,10 +80,11 @@ class Teller:
         self._http = http
         self.replies = []
 
-    def __call__(self, method, path, body=None, content=None):
-        headers = {"Content-Type": "application/json"} if content else {}
+    def __call__(self, method, path, body=None, content=None, **headers):
+        headers |= {"Content-Type": "application/json"} if content else {}
         reply = self._http.request(method, f"/api/v1/{path}", json=body, content=content, headers=headers)
-        self.replies.append(f"{method} {path}: {reply.status_code} {dict(reply.headers)} {reply.text}")
+        told = f"{reply.status_code} {dict(reply.headers)} {reply.text}"
+        self.replies.append(f"{method} {path.partition('?')[0]}: {told}")
         return reply
 
 
@@ -157,6 +164,52 @@ def test_an_issuer_that_repeats_us_keeps_our_secrets_also_in_the_job_it_fails(te
     assert job["last_error"] == row["last_error"]
     for path in (f"jobs/{job['id']}", f"certificates/{certificate}", f"issuers/{made['id']}"):
         tell("GET", path)
+
+
+@pytest.mark.parametrize("kind_of", FAMILIES)
+def test_every_secret_of_every_connector_stays_where_it_is(tell, canaries, agent, kind_of):
+    family = FAMILIES[kind_of]
+    kinds = [each for each in tell("GET", "connectors").json()["loaded"] if each["kind_of"] == kind_of]
+    assert kinds
+    for each in kinds:
+        secrets = {name: told for name, told in each["schema"]["properties"].items() if is_secret(told)}
+        config = {name: planted(told, canaries.new()) for name, told in secrets.items()}
+        config |= {"of_no_schema": canaries.new()}
+        made = tell("POST", family, body(family, f"whole {each['kind']}", each["kind"], config, agent))
+        assert made.status_code == 201, made.text
+        assert {str(value).strip("[']") for value in made.json()["config"].values()} == {"********"}
+        one = f"{family}/{made.json()['id']}"
+        tell("GET", one)
+        tell("POST", f"{one}/test")
+        tell("PUT", one, {"config": dict.fromkeys(config, "********")})
+        assert tell("PUT", one, {"enabled": "perhaps", "config": {name: canaries.new() for name in config}}).is_error
+        assert tell("POST", family, {"id": made.json()["id"], "name": "again", "type": each["kind"]}).is_error
+        assert tell("DELETE", one).status_code == 204
+
+
+def planted(told, secret):
+    """A value that such a property may have, with the secret in it."""
+    return [f"X-Key: {secret}"] if told.get("type") == "array" else f"{CLOSED}/{secret}"
+
+
+def is_secret(told):
+    """Whether a schema says so of a property, or of what it may be instead of null."""
+    return told.get("writeOnly") or any(is_secret(each) for each in told.get("anyOf", ()))
+
+
+@pytest.mark.parametrize("way", ["query", "key", "scheme", "cookie", "login", "login of a wrong type"])
+def test_secrets_that_callers_put_elsewhere_are_not_repeated(tell, canaries, way):
+    secret = canaries.new()
+    if way == "query":
+        assert tell("GET", f"notifiers?token={secret}").status_code == 400
+        assert tell("GET", f"notifiers?type={secret[:4]}&api_key={secret}").status_code == 400
+    elif way.startswith("login"):
+        given = secret if way == "login" else [secret]
+        assert tell("POST", "auth/login", {"key": given}).status_code == (401 if way == "login" else 400)
+    else:
+        said = {"key": f"Bearer {secret}", "scheme": f"{secret} x", "cookie": ""}[way]
+        reply = tell("GET", "notifiers", Authorization=said, Cookie=f"certctl-login={secret}")
+        assert reply.status_code == 401
 
 
 WRONG = {

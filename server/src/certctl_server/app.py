@@ -33,6 +33,7 @@ from certctl_server.rules.routes import routes as rules
 from certctl_server.stats.routes import routes as stats
 from certctl_server.targets.routes import routes as targets
 from certctl_server.telemetry.routes import routes as telemetry
+from certctl_server.version import routes as version
 
 ROUTES: list[ControllerRouterHandler] = [
     *agents,
@@ -51,6 +52,7 @@ ROUTES: list[ControllerRouterHandler] = [
     *discovery,
     *stats,
     *telemetry,
+    *version,
 ]
 """Every route of the API. A feature's ``routes.py`` has its own list, named here."""
 
@@ -87,7 +89,7 @@ def make_app(
         dependencies={"ctx": Provide(give)},
         exception_handlers=HANDLERS,
         guards=[guard.admit],
-        lifespan=[calls.running, *lifespan],
+        lifespan=[calls.running, guard.running, *lifespan],
         openapi_config=None,
         logging_config=None,
         request_max_body_size=None,  # the front bounds bodies

@@ -38,7 +38,8 @@ class Protocol(HttpToolsProtocol):
     _reading: TimerHandle | None = None
     _writing: TimerHandle | None = None
     _in_head = True
-    _head_bytes = 0
+    _loose_bytes = 0
+    """Of a head, or since there last was some of a body: framing and trailers."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to count."""
@@ -52,11 +53,10 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on, unless the head of a request grows without end."""
-        if self._in_head:
-            self._head_bytes += len(data)
+        """Read on, unless the head of a request, or what comes after its body, grows without end."""
+        self._loose_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > HEADER_BYTES and not self.transport.is_closing():
+        if self._loose_bytes > HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response("The head of the request is too long.")
 
     def on_message_begin(self) -> None:
@@ -68,9 +68,19 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Its head is there."""
-        self._in_head, self._head_bytes = False, 0
+        self._in_head, self._loose_bytes = False, 0
         self._expect(READ_SECONDS)
         super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header. Trailers are not looked at: they would join the headers of a request that is under way."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body is there."""
+        self._loose_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """All of it is there."""

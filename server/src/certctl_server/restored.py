@@ -80,6 +80,7 @@ UNSENT = db.Sql(
     """
 )
 TOKENS = db.Sql("UPDATE enrolment_token SET expires_at = {now} WHERE expires_at > {now} RETURNING id")
+LOGINS = db.Sql("DELETE FROM login RETURNING digest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ async def _open(why: str, seen: Witness | None, identity: str, cipher: Cipher) -
     done["tokens_ended"] = len(await db.fetch(TOKENS))
     # A dump that was read into a schema that counts along has counted twice.
     done["totals_corrected"] = len(await tally.recount())
+    done["logins_ended"] = len(await db.fetch(LOGINS))
     told = {"epoch": epoch, "why": why, "sequence": head.sequence}
     told |= {"seen_sequence": seen.link.sequence, "seen_hash": seen.link.hash} if seen else {"seen_sequence": 0}
     await record([Event(SYSTEM, "database_restored", "database", str(epoch), told | done)])

@@ -200,6 +200,8 @@ class Settings(Group):
     max_body_size: PositiveInt = 1_048_576
     agent_keys: Annotated[Literal["required", "optional"], Lower] = "required"
     agent_bootstrap_token: SecretStr = SecretStr("")
+    login_lifetime: Duration = timedelta(hours=12)
+    """How long the cookie of a login lasts, if its key does."""
     cors_origins: Texts = ()
     metrics_port: Port = 0
     """Where else this process shows its metrics, on loopback; 0: nowhere."""

@@ -4,7 +4,7 @@ from piccolo.table import Table
 
 from certctl_server.agents.tables import Agent, AgentGroup, AgentGroupMember, AgentGroupWait
 from certctl_server.audit.tables import AuditCheckpoint, AuditEvent
-from certctl_server.auth.tables import ApiKey, EnrolmentToken, Setting
+from certctl_server.auth.tables import ApiKey, EnrolmentToken, Login, Setting
 from certctl_server.certificates.tables import (
     BlockedKey,
     Certificate,
@@ -39,6 +39,7 @@ TABLES: tuple[type[Table], ...] = (
     AgentGroupWait,
     Target,
     ApiKey,
+    Login,
     EnrolmentToken,
     Setting,
     Certificate,

@@ -1,15 +1,20 @@
-"""What tests of the server share: orders with a CSR of the caller's own, certificates of any age, and patience."""
+"""What tests of the server share: orders with a CSR of the caller's own, certificates of any age, every route."""
 
 import asyncio
+import re
+from dataclasses import dataclass
 
 from certctl_core.x509 import read_csr
 from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db
+from certctl_server.app import ROUTES
 from certctl_server.audit.record import SYSTEM
 from certctl_server.certificates.create import Wanted, create
 from certctl_server.certificates.status import settle
 from certctl_server.certificates.tables import Certificate, CertificateVersion
 from certctl_server.jobs.tables import Job
+from litestar import Litestar
+from litestar.di import Provide
 
 
 async def until(look, seconds=15):
@@ -53,3 +58,31 @@ async def aged(id, life, left):
     )
     await db.fetch(db.Sql(text), id, end - life, end)
     await settle([id])
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method at one path of the API."""
+
+    method: str
+    path: str
+    """With parameters as in ``/api/v1/teams/{id}``."""
+    roles: frozenset
+
+    def at(self, **ids):
+        """The path with these ids in it, ``none`` for others."""
+        return re.sub(r"\{(\w+)\}", lambda found: ids.get(found[1], "none"), self.path)
+
+    def __str__(self):
+        return f"{self.method} {self.path}"
+
+
+def routes():
+    """Every route of the application; HEAD goes with GET."""
+    app = Litestar(ROUTES, dependencies={"ctx": Provide(lambda: None, sync_to_thread=False)}, openapi_config=None)
+    return [
+        Route(method, re.sub(r":\w+\}", "}", route.path_format), handler.opt.get("roles"))
+        for route in app.routes
+        for handler in route.route_handlers
+        for method in sorted(handler.http_methods - {"OPTIONS", "HEAD"})
+    ]

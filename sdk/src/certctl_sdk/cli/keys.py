@@ -39,8 +39,22 @@ def create(session: Session, name: str, role: str, expires_at: str | None) -> No
 @keys.command()
 @click.argument("id")
 @with_session
+def rotate(session: Session, id: str) -> None:
+    """Make the successor of a key and show it, once; the older one lasts until that is used, and a day at most."""
+    with session.client() as client:
+        found = client.post("auth", "keys", id, "rotate")
+        session.say(found, str(found.get("key", "")))
+
+
+@keys.command()
+@click.argument("id")
+@with_session
 def revoke(session: Session, id: str) -> None:
-    """End a key at once."""
+    """End a key at once, and the logins made with it."""
     with session.client() as client:
         client.delete("auth", "keys", id)
         session.say({"status": "deleted"}, f"{id} is ended")
+
+
+# As the other resources have it, and the API.
+keys.add_command(revoke, "delete")

@@ -20,6 +20,12 @@ def status(session: Session) -> None:
 
 
 @click.command()
-def version() -> None:
+@click.option("--of-server", is_flag=True, help="Ask the server which build it is as well.")
+@with_session
+def version(session: Session, *, of_server: bool) -> None:
     """Version of this program."""
-    click.echo(f"certctl {installed('certctl-sdk')}")
+    if not of_server:
+        click.echo(f"certctl {installed('certctl-sdk')}")
+        return
+    with session.client() as client:
+        session.show({"certctl": installed("certctl-sdk"), **client.get("version")})

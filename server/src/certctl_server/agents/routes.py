@@ -19,7 +19,7 @@ from certctl_server.agents.work import certificate_for, offers, seen
 from certctl_server.audit.record import Event, audited, record
 from certctl_server.auth.keys import create_token, rotate_agent_key
 from certctl_server.auth.principal import Req, Where, actor_of, agent_caller
-from certctl_server.auth.roles import ENROL, LISTED, OWN_AGENT, OWN_AGENT_READ, READ, WRITE
+from certctl_server.auth.roles import ENROL, LISTED, OWN_AGENT, OWN_AGENT_READ, READ, WRITE, Role
 from certctl_server.auth.tables import EnrolmentToken
 from certctl_server.body import HARMLESS, ID, Time, new
 from certctl_server.context import Ctx
@@ -184,8 +184,8 @@ async def get_(id: FromPath[str], request: Req) -> Row:
 async def rotate(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
     """Make the agent's next key; the old one lasts until it is used, and a day at most."""
     row = await one(Agent, id, request.user, "Agent")
-    if request.user.agent_id != id and request.user.role not in WRITE:
-        raise Refused(HTTPStatus.FORBIDDEN, "Only the agent itself, an admin or an operator may do this")
+    if request.user.role is not Role.ADMIN:
+        await agent_caller(request.user, id, ctx.settings)
     async with db.transaction():
         new_key, key = await rotate_agent_key(id, request.user.key_id, ctx.clock())
         told = {"new_key": new_key.id, "agent_id": id}

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from http import HTTPStatus
@@ -17,7 +18,7 @@ from certctl_server.auth.roles import STORED, Role
 from certctl_server.auth.tables import ApiKey, EnrolmentToken
 from certctl_server.errors import Refused, conflict
 from certctl_server.ids import new_id
-from certctl_server.settings import Auth
+from certctl_server.settings import Settings
 
 SECRET_BYTES = 32
 OVERLAP = timedelta(hours=24)
@@ -51,6 +52,7 @@ NEWEST = _of_living(
 SHORTEN = db.Sql("UPDATE api_key SET expires_at = $2 WHERE id = $1 AND (expires_at IS NULL OR expires_at > $2)")
 SUCCESSOR = db.Sql("SELECT expires_at FROM api_key WHERE replaces = $1 ORDER BY created_at DESC, id DESC LIMIT 1")
 END_SUCCESSORS = db.Sql("UPDATE api_key SET ended_at = $2 WHERE replaces = $1 AND ended_at IS NULL")
+END_LOGINS = db.Sql("DELETE FROM login WHERE key_id = $1")
 END = db.Sql("UPDATE api_key SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL RETURNING id")
 FIND_TOKEN = db.Sql(
     "SELECT id, name, digest FROM enrolment_token WHERE digest = $1 AND uses < max_uses AND expires_at > $2"
@@ -73,17 +75,21 @@ class Keyring:
     entries: tuple[tuple[str, Principal], ...]
 
     @classmethod
-    def of(cls, auth: Auth, bootstrap_token: str = "") -> Keyring:
+    def of_settings(cls, settings: Settings) -> Keyring:
         """Return the keys that the settings name, the static enrolment token among them."""
+        auth, bootstrap_token = settings.auth, settings.agent_bootstrap_token.get_secret_value()
         found = [(secret, Principal(SHARED_ADMIN, Role.ADMIN, named=False)) for secret in auth.secrets]
         found += [(named.key, Principal(named.name, Role(named.role))) for named in auth.named_keys]
         if bootstrap_token:
             found.append((bootstrap_token, Principal("enrolment", Role.ENROLMENT, actor_type="Agent", named=False)))
         return cls(tuple((digest(key), principal) for key, principal in found))
 
-    def find(self, wanted: str) -> Principal | None:
-        """Return whose key has this digest, in a time that does not tell how far it matched."""
-        found = [principal for kept, principal in self.entries if hmac.compare_digest(kept, wanted)]
+    def find(self, wanted: str, of: Callable[[str], str] = str) -> Principal | None:
+        """Return whose key's digest, or what ``of`` makes of it, is ``wanted``.
+
+        It takes a time that does not tell how far anything matched.
+        """
+        found = [principal for kept, principal in self.entries if hmac.compare_digest(of(kept), wanted)]
         return found[0] if found else None
 
 
@@ -100,9 +106,15 @@ async def authenticate(key: str, keyring: Keyring, now: datetime) -> Principal |
         return None
     if row["last_used_at"] is None and row["replaces"]:
         await db.fetch(USE, row["id"], now, row["replaces"])
-    elif row["last_used_at"] is None or now - row["last_used_at"] >= TOUCH:
+        return principal_of(row)
+    return await used(row, now)
+
+
+async def used(row: db.Row, now: datetime) -> Principal:
+    """Note, once a minute, that a stored key is in use, and return whose it is."""
+    if row["last_used_at"] is None or now - row["last_used_at"] >= TOUCH:
         await _touch((row["id"], now))
-    return _principal(row)
+    return principal_of(row)
 
 
 async def _find_all(asked: list[tuple[str, datetime]]) -> list[db.Row | None]:
@@ -133,7 +145,8 @@ async def spend_token(token_id: str, now: datetime) -> bool:
     return not token_id or bool(await db.fetch(SPEND_TOKEN, token_id, now))
 
 
-def _principal(row: dict[str, Any]) -> Principal:
+def principal_of(row: db.Row) -> Principal:
+    """Return whose stored key it is."""
     agent = row["agent_id"] or ""
     return Principal(
         name=agent or row["name"],
@@ -190,7 +203,7 @@ async def rotate_key(key_id: str, now: datetime) -> tuple[ApiKey, str]:
     """Make the successor of a living key: same name, role and agent, and the end that the first one had.
 
     The older one lasts until the newer is used, and 24 hours at most. A key has one successor: rotating it again,
-    or the successor before it was used, ends that one.
+    or the successor before it was used, ends that one. Its logins end at once.
 
     Raises:
         Refused: 404 if there is no such living key.
@@ -207,6 +220,7 @@ async def rotate_key(key_id: str, now: datetime) -> tuple[ApiKey, str]:
             old["name"], old["role"], expires_at=end, agent_id=old["agent_id"], replaces=old["id"]
         )
         await db.fetch(SHORTEN, old["id"], now + OVERLAP)
+        await db.fetch(END_LOGINS, old["id"])
     return row, text
 
 
@@ -223,13 +237,14 @@ async def rotate_agent_key(agent_id: str, presented: str, now: datetime) -> tupl
 
 
 async def end_key(key_id: str, now: datetime) -> None:
-    """End a key at once.
+    """End a key at once, and the logins that were made with it; in the caller's transaction, if there is one.
 
     Raises:
         Refused: 404 if there is none, or it has ended already.
     """
     if not await db.fetch(END, key_id, now):
         raise Refused(HTTPStatus.NOT_FOUND, "Key not found")
+    await db.fetch(END_LOGINS, key_id)
 
 
 async def _living(key_id: str, now: datetime) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any, TypeAlias
@@ -36,6 +36,8 @@ class Principal:
     expires_at: datetime | None = None
     named: bool = True
     """Whether the name says who it is; one shared by many, such as ``api-key-user``, does not."""
+    csrf_token: str = field(default="", repr=False)
+    """What must come with every change if the caller is known by a login's cookie; empty for whoever shows a key."""
 
     def actor(self, request: str = "") -> Actor:
         """Return who the audit trail says did it, in the request of that id."""

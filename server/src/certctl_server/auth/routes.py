@@ -1,8 +1,8 @@
-"""Who am I, and keys, over HTTP."""
+"""Who am I, logins and keys, over HTTP."""
 
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Response, Router, delete, get, post
@@ -11,15 +11,19 @@ from litestar.types import ControllerRouterHandler
 
 from certctl_server import db
 from certctl_server.audit.record import Event, audited, record
-from certctl_server.auth.keys import create_key, end_key, rotate_key
-from certctl_server.auth.principal import Req, Where, actor_of
-from certctl_server.auth.roles import ADMIN, ANY_KEY, LISTED, OPEN, STORED, Role
+from certctl_server.auth.guard import CHALLENGE, login_cookie
+from certctl_server.auth.keys import Keyring, authenticate, create_key, end_key, rotate_key
+from certctl_server.auth.logins import log_in, log_out, set_cookie
+from certctl_server.auth.principal import Principal, Req, Where, actor_of
+from certctl_server.auth.roles import ADMIN, ANY_KEY, LISTED, OPEN, READ, STORED, Role
 from certctl_server.auth.tables import ApiKey
 from certctl_server.body import Name, Time, new
 from certctl_server.context import Ctx
-from certctl_server.errors import Refused, invalid
+from certctl_server.errors import Refused, invalid, request_id
 from certctl_server.filters import word
 from certctl_server.http.answer import Answer
+from certctl_server.http.asked import mark_secret
+from certctl_server.http.client_address import client_address, is_encrypted
 from certctl_server.leader import TROUBLE
 from certctl_server.lists import Row, list_response, listed
 from certctl_server.loops import beats
@@ -34,6 +38,12 @@ class NewKey(msgspec.Struct):
     name: Name
     role: Literal["admin", "operator", "viewer"]
     expires_at: Time | None = None
+
+
+class NewLogin(msgspec.Struct):
+    """The key that a browser exchanges for a cookie."""
+
+    key: Annotated[str, msgspec.Meta(max_length=1024)]
 
 
 def show(row: Row) -> Row:
@@ -72,7 +82,51 @@ async def me(request: Req) -> dict[str, Any]:
     user = request.user
     found = {"actor": user.name, "role": user.role, "name": user.name if user.named else "", "key_id": user.key_id}
     shown = {name: value for name, value in found.items() if value}
+    shown |= {"csrf_token": user.csrf_token} if user.csrf_token else {}
     return shown | ({"expires_at": user.expires_at} if user.expires_at else {})
+
+
+@post("/api/v1/auth/login", opt={"roles": OPEN}, status_code=HTTPStatus.OK)
+async def login(request: Req, ctx: Ctx) -> Answer[Row]:
+    """Exchange a key for a cookie."""
+    mark_secret(request)
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        raise Refused(HTTPStatus.FORBIDDEN, "Only a page of this server logs in")
+    key = (await new(request, NewLogin)).key
+    principal = await _holder(request, ctx, key)
+    # The call's row in the audit trail says who it was.
+    request.scope["user"] = principal
+    now, life = ctx.clock(), ctx.settings.login_lifetime
+    made = await log_in(principal, key, now, life=life, instead_of=login_cookie(request, ctx.settings))
+    headers = {
+        "Set-Cookie": set_cookie(made.cookie, life, encrypted=is_encrypted(request.scope, ctx.settings)),
+        "Cache-Control": "no-store",
+    }
+    shown = {"actor": principal.name, "role": principal.role, "csrf_token": made.csrf_token}
+    return Answer(shown, status_code=HTTPStatus.OK, headers=headers)
+
+
+async def _holder(request: Req, ctx: Ctx, key: str) -> Principal:
+    principal = await authenticate(key, Keyring.of_settings(ctx.settings), ctx.clock())
+    if principal is not None and principal.role in READ:
+        return principal
+    actor = principal.actor(request_id(request.scope)) if principal else actor_of(request)
+    told = {
+        "remote_addr": client_address(request.scope, ctx.settings.trusted_proxies),
+        "reason": f"the role {principal.role} has no login" if principal else "no such key",
+    }
+    await record([Event(actor, "login_failed", "login", actor.name, told)])
+    if principal is not None:
+        raise Refused(HTTPStatus.FORBIDDEN, f"This is not for the role {principal.role}")
+    raise Refused(HTTPStatus.UNAUTHORIZED, "Invalid API key", headers=CHALLENGE)
+
+
+@post("/api/v1/auth/logout", opt={"roles": READ}, status_code=HTTPStatus.NO_CONTENT)
+async def logout(request: Req, ctx: Ctx) -> Answer[None]:
+    """End the login whose cookie was sent."""
+    await log_out(login_cookie(request, ctx.settings))
+    gone = set_cookie("", ctx.settings.login_lifetime, encrypted=is_encrypted(request.scope, ctx.settings))
+    return Answer(None, status_code=HTTPStatus.NO_CONTENT, headers={"Set-Cookie": gone})
 
 
 @get("/", opt={"roles": ADMIN, "query": LISTED})
@@ -95,7 +149,7 @@ async def create(request: Req, ctx: Ctx) -> Answer[Row]:
     return Answer({**show(row.to_dict()), "key": text}, status_code=HTTPStatus.CREATED)
 
 
-@post("/{id:str}/rotate", opt={"roles": ANY_KEY}, status_code=HTTPStatus.OK)
+@post("/{id:str}/rotate", opt={"roles": READ}, status_code=HTTPStatus.OK)
 async def rotate(request: Req, ctx: Ctx, id: FromPath[str]) -> Row:
     """Make the successor of a key; its text is in this reply only."""
     if request.user.role is not Role.ADMIN and request.user.key_id != id:
@@ -118,5 +172,7 @@ routes: list[ControllerRouterHandler] = [
     info,
     check,
     me,
+    login,
+    logout,
     Router("/api/v1/auth/keys", route_handlers=[list_, create, rotate, delete_], tags=["Key"]),
 ]

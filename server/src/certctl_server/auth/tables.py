@@ -22,6 +22,16 @@ class ApiKey(Table):
     ended_at = Timestamptz(null=True, default=None)
 
 
+class Login(Table):
+    """A browser's login. A key of the environment has no row, so ``proof`` ties the login to it instead."""
+
+    digest = Varchar(length=64, primary_key=True)
+    key_id = ForeignKey(ApiKey, null=True, default=None, on_delete=OnDelete.restrict)
+    proof = Varchar(length=64, default="")
+    created_at = Timestamptz()
+    expires_at = Timestamptz()
+
+
 class EnrolmentToken(Table):
     """What lets an agent register, a limited number of times."""
 

@@ -105,8 +105,8 @@ SCANS = listed(
 @post("/api/v1/agents/{id:str}/discoveries", opt={"roles": OWN_AGENT})
 async def report(request: Req, ctx: Ctx, id: FromPath[str]) -> Answer[Row]:
     """Take what an agent found."""
-    await agent_caller(request.user, id, ctx.settings)
     await one(Agent, id, request.user, "Agent")
+    await agent_caller(request.user, id, ctx.settings)
     body = await new(request, Report)
     found, unfit = read_entries(body.certificates)
     reported = Reported(

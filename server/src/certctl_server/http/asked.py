@@ -12,6 +12,11 @@ def is_head(request: Request[Any, Any, Any]) -> bool:
     return bool(request.scope["state"].get("head"))
 
 
+def mark_secret(request: Request[Any, Any, Any]) -> None:
+    """Say that the body is little else than a secret: a digest of it, which many may read, would help to guess that."""
+    request.scope["state"]["secret"] = True
+
+
 def mark_idle(request: Request[Any, Any, Any]) -> None:
     """Say that a poll found nothing: the audit trail keeps one such call per agent and hour."""
     request.scope["state"]["idle"] = True

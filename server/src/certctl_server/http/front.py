@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ from litestar.datastructures import Headers, MutableScopeHeaders
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Message, Receive, Scope, Send
 
+from certctl_server import logs
 from certctl_server.audit.record import Event
 from certctl_server.auth.principal import NOBODY, Principal
 from certctl_server.body import ignored_header
@@ -39,7 +40,7 @@ SECURITY = {
 STRICT = "max-age=31536000"
 CONTENT_POLICY = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 PATH_CHARACTERS = 512
-Pace: TypeAlias = Callable[[Scope], None]
+Pace: TypeAlias = Callable[[Scope], Awaitable[None]]
 
 
 def is_api(path: str) -> bool:
@@ -95,7 +96,7 @@ class Front:
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._terms)
-        with serving(scope) as span:
+        with logs.during(request_id(scope)), serving(scope) as span:
             try:
                 await self._route(scope, exchange)
             except Refused as refused:
@@ -153,7 +154,7 @@ class Front:
         details = {
             "method": exchange.method,
             "path": path,
-            "body_hash": exchange.body_hash,
+            "body_hash": "" if scope["state"].get("secret") else exchange.body_hash,
             "status": exchange.status,
             "latency_ms": milliseconds,
             "remote_addr": client_address(scope, self._ctx.settings.trusted_proxies),
@@ -239,7 +240,7 @@ class Exchange:
             return False
         self._paced = True
         try:
-            self._terms.pace(self._scope)
+            await self._terms.pace(self._scope)
         except Refused as refused:
             await self.refuse(refused)
             return True

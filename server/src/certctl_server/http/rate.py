@@ -12,8 +12,11 @@ class RateLimiter:
     """Lets each key pass ``rps`` times a second, after ``burst`` at once."""
 
     def __init__(self, rps: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._interval = 1 / rps
-        self._tolerance = burst / rps
+        self.interval = 1 / rps
+        """Seconds that one call takes out of the bucket."""
+        # One part in a million, so that a caller who waits as long as it was told is let in.
+        self.tolerance = burst / rps * (1 + 1e-6)
+        """How many seconds' worth of calls may come at once."""
         self._clock = clock
         #: By key, when its bucket will be full again.
         self._full_at: dict[str, float] = {}
@@ -22,9 +25,8 @@ class RateLimiter:
     def wait(self, key: str) -> float:
         """Let ``key`` pass and return 0, or return the seconds after which it may."""
         now = self._clock()
-        full_at = max(now, self._full_at.get(key, now)) + self._interval
-        # One part in a million, so that a caller who waits as long as it was told is let in.
-        over = full_at - now - self._tolerance * (1 + 1e-6)
+        full_at = max(now, self._full_at.get(key, now)) + self.interval
+        over = full_at - now - self.tolerance
         if over > 0:
             return over
         if len(self._full_at) >= self._prune_at:

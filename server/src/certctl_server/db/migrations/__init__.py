@@ -12,6 +12,7 @@ from certctl_server.db.migrations import (
     m0005_retention,
     m0006_policies,
     m0007_tally,
+    m0009_access,
 )
 
 STEPS = (
@@ -22,4 +23,5 @@ STEPS = (
     m0005_retention,
     m0006_policies,
     m0007_tally,
+    m0009_access,
 )
