@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("first", "engine")
+NAMES = ("first", "engine", "audit")
 
 
 def main(arguments: list[str]) -> int:
