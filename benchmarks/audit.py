@@ -79,19 +79,36 @@ class Place:
         self.data_dir.mkdir(mode=0o700, exist_ok=True)
         return asyncio.run(around())
 
-    def command(self, *arguments: str) -> tuple[float, float]:
-        """Run one of our commands; return its wall seconds and the most memory that it held, in MiB."""
+    def command(self, *arguments: str) -> Cost:
+        """Run one of our commands to its end."""
         began = time.perf_counter()
         process = subprocess.Popen(
             [str(BIN / arguments[0]), *arguments[1:]],
             env=environment(self.data_dir, self.more),
             stdout=subprocess.DEVNULL,
         )
-        _, status, used = os.wait4(process.pid, 0)
+        with Peak(process.pid) as peak:
+            _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}")
-        return time.perf_counter() - began, used.ru_maxrss / 1024
+        return Cost(time.perf_counter() - began, used.ru_utime + used.ru_stime, peak.most)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a command took."""
+
+    seconds: float
+    processor: float
+    """Seconds, of its own process."""
+    memory: float
+    """MiB, the most it held."""
+
+    def of_a_million(self, empty: Cost, rows: int) -> tuple[float, str]:
+        """Return the seconds for a million rows if ``rows`` cost this and none ``empty``, and how that was measured."""
+        note = f"{rows} rows in {self.seconds:.1f} s ({self.processor:.1f} s of processor), start {empty.seconds:.1f} s"
+        return empty.seconds + (self.seconds - empty.seconds) * ROWS / rows, note
 
 
 async def seal(read: settings.Settings, cipher: sealing.Cipher, count: int) -> float:
@@ -110,20 +127,15 @@ async def seal(read: settings.Settings, cipher: sealing.Cipher, count: int) -> f
 def verifying(place: Place, size: Size) -> Iterator[Goal]:
     """``certctl-server audit verify``, the whole command, then the sealer on what comes after."""
     verify = ("certctl-server", "audit", "verify")
-    empty, _ = place.command(*verify)
+    empty = place.command(*verify)
     place.run(lambda _, cipher: trail.fill(cipher, size.rows))
-    seconds, memory = place.command(*verify)
-    million, note = of_a_million(seconds, empty, size.rows)
+    cost = place.command(*verify)
+    million, note = cost.of_a_million(empty, size.rows)
     yield Goal(f"{place.name}: verify 1,000,000 rows", million, 10, "s", most=True, note=note)
-    yield Goal(f"{place.name}: verify, memory", memory, 128, "MiB", most=True, note="resident, at most")
+    yield Goal(f"{place.name}: verify, memory", cost.memory, 128, "MiB", most=True, note="resident, at most")
     speed = size.sealed / place.run(lambda read, cipher: seal(read, cipher, size.sealed))
     note = f"{size.sealed} that waited, behind {size.rows}"
     yield Goal(f"{place.name}: rows sealed", speed, 3000, "rows/s", most=False, note=note)
-
-
-def of_a_million(seconds: float, empty: float, rows: int) -> tuple[float, str]:
-    """Return what a million rows take where ``rows`` take ``seconds`` and none ``empty``, and how it was measured."""
-    return empty + (seconds - empty) * ROWS / rows, f"{rows} rows in {seconds:.1f} s, start {empty:.1f} s"
 
 
 class Peak:
@@ -143,8 +155,9 @@ class Peak:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(0.01):
-            self.most = max(self.most, resident_mib(self._pid))
+        with contextlib.suppress(FileNotFoundError, ValueError):  # until it is over
+            while not self._over.wait(0.01):
+                self.most = max(self.most, resident_mib(self._pid))
 
 
 def exporting(place: Place, size: Size, root: Path) -> Iterator[Goal]:
@@ -154,14 +167,14 @@ def exporting(place: Place, size: Size, root: Path) -> Iterator[Goal]:
     with server():
         time.sleep(REST_SECONDS)
         with Peak(server.pid) as peak:
-            seconds, _ = place.command("certctl", "audit", "export", str(file))
-    note = f"{file.stat().st_size / 2**20:.0f} MiB in {seconds:.1f} s, {peak.before:.0f} MiB before"
+            cost = place.command("certctl", "audit", "export", str(file))
+    note = f"{file.stat().st_size / 2**20:.0f} MiB in {cost.seconds:.1f} s, {peak.before:.0f} MiB before"
     yield Goal("export: memory of the server grown", peak.most - peak.before, 32, "MiB", most=True, note=note)
-    empty, _ = place.command("certctl", "audit", "verify", str(none))
-    seconds, memory = place.command("certctl", "audit", "verify", str(file))
-    million, note = of_a_million(seconds, empty, size.rows)
+    empty = place.command("certctl", "audit", "verify", str(none))
+    cost = place.command("certctl", "audit", "verify", str(file))
+    million, note = cost.of_a_million(empty, size.rows)
     yield Goal("export: verify 1,000,000 rows", million, 10, "s", most=True, note=note)
-    yield Goal("export: verify, memory", memory, 96, "MiB", most=True, note="resident, at most")
+    yield Goal("export: verify, memory", cost.memory, 96, "MiB", most=True, note="resident, at most")
 
 
 def flips(root: Path) -> Goal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from operator import itemgetter
@@ -65,13 +66,18 @@ async def extent() -> Extent:
 
 async def pages(after: int, upto: int) -> AsyncIterator[list[db.Row]]:
     """Yield rows and checkpoints behind place ``after`` in their order; checkpoints have a ``signature``."""
+    signed, coming = _paged(CHECKPOINTS, after, upto), list[db.Row]()
     async for rows in _paged(ROWS, after, upto):
         reached = rows[-1]["sequence"]
-        signed = [row async for some in _paged(CHECKPOINTS, after, reached) for row in some]
+        while (not coming or coming[-1]["sequence"] <= reached) and (more := await anext(signed, None)):
+            coming += more
+        here = [row for row in coming if row["sequence"] <= reached]
+        coming = coming[len(here) :]
         # Stable: a checkpoint stays behind the row that it signs.
-        yield sorted([*rows, *signed], key=_sequence)
-        after = reached
-    async for rest in _paged(CHECKPOINTS, after, upto):
+        yield sorted([*rows, *here], key=_sequence) if here else rows
+    if coming:
+        yield coming
+    async for rest in signed:
         yield rest
 
 
@@ -90,9 +96,15 @@ async def checkpoint(sequence: int) -> db.Row | None:
 
 
 async def _paged(sql: db.Sql, after: int, upto: int) -> AsyncIterator[list[db.Row]]:
-    while rows := await db.fetch(sql, after, upto, PAGE):
-        yield rows
-        after = rows[-1]["sequence"]
+    rows = await db.fetch(sql, after, upto, PAGE)
+    while rows:
+        # The database looks for the next page while this one is worked on.
+        coming = asyncio.create_task(db.fetch(sql, rows[-1]["sequence"], upto, PAGE))
+        try:
+            yield rows
+            rows = await coming
+        finally:
+            coming.cancel()
 
 
 def link_of(row: db.Row | None) -> Link:
