@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("first", "engine", "totals")
+NAMES = ("first", "engine", "totals", "audit")
 
 
 def main(arguments: list[str]) -> int:

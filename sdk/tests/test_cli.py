@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import pytest
 from certctl_sdk import cli, profile_file
-from certctl_sdk.cli import output
+from certctl_sdk.cli import brought, output
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -468,8 +468,8 @@ def test_a_command_that_nobody_brings_is_told():
 
 
 def test_a_broken_package_hurts_its_own_command_only(monkeypatch):
-    broken = EntryPoint("broken", "no_such_module:command", cli.GROUP)
-    monkeypatch.setattr(cli, "_brought", lambda: [broken])
+    broken = EntryPoint("broken", "no_such_module:command", brought.GROUP)
+    monkeypatch.setattr(brought, "brought", lambda group: {"broken": broken} if group == brought.GROUP else {})
     runner = CliRunner()
     assert "which is broken" in runner.invoke(cli.main, ["--help"]).output
     assert "which is broken" in runner.invoke(cli.main, ["broken"]).output

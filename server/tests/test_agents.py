@@ -300,3 +300,16 @@ async def test_an_agent_sees_neither_other_agents_nor_their_work(fleet):
     assert (await two.csr(id, "a.example")).status_code == 404
     assert (await two.http.get(f"{two.path}/certificates/{id}")).status_code == 404
     assert await two.work() == []
+
+
+async def test_each_step_that_an_agent_reports_is_in_the_trail_once(fleet, machine):
+    await fleet.certificate("a.example", targets=["tgt"])
+    await machine.answer_orders()
+    [item] = [item for item in await machine.work() if item["type"] == "Deployment"]
+    for status in ("Running", "Running", "Failed", "Failed"):
+        await machine.report(item["id"], status, **({"error": "no room"} if status == "Failed" else {}))
+    found = await fleet.get(f"audit?resource_id={item['id']}&action=job_status_reported&sort=timestamp")
+    assert [(row["actor"], row["details"]) for row in found["data"]] == [
+        ("ag-1", {"from": "Pending", "to": "Running"}),
+        ("ag-1", {"from": "Running", "to": "Failed", "error": "no room"}),
+    ]

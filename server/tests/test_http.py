@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import sqlite3
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -398,7 +398,7 @@ def _called(address, path="/x"):
 
 
 async def test_strangers_never_push_out_calls_with_a_key(database):
-    log = CallLog()
+    log = CallLog(timedelta(seconds=1))
     for number in range(40_000):
         log.add_stranger(_called(f"10.0.{number % 3}.1"))
     for number in range(2_000):
@@ -419,6 +419,23 @@ async def test_calls_that_wait_are_written_when_the_server_stops(app, client, ca
         await client.get(TEAMS)
         await asyncio.sleep(0)
     assert await AuditEvent.count().where(AuditEvent.action == "api_get") == 1
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("patience", "written"), [(30, 1), (1, 0)], ids=["back in time", "too late"])
+async def test_a_server_that_stops_waits_for_a_database_that_takes_no_rows(
+    database, tmp_path, caplog, patience, written
+):
+    await db.fetch(db.Sql("PRAGMA busy_timeout=20"))
+    log = CallLog(timedelta(seconds=patience))
+    with contextlib.closing(sqlite3.connect(tmp_path / "test.db", check_same_thread=False)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        asyncio.get_running_loop().call_later(2, other.rollback)
+        async with log.running():
+            log.add(Event(Actor("ada"), "api_get", "api", "/y"))
+        await asyncio.sleep(max(0, 2.2 - patience))
+    assert await AuditEvent.count() == written
+    assert ("calls not recorded" in caplog.text) is not bool(written)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -9,6 +9,7 @@ import re
 import runpy
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -16,6 +17,9 @@ import pytest
 from certctl_core import plugins
 from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db, engine
+from certctl_server.audit import chain, entries
+from certctl_server.audit.archives import archive
+from certctl_server.audit.export import verifiable
 from certctl_server.auth.keys import create_key
 from certctl_server.auth.roles import Role
 from certctl_server.db import session
@@ -69,6 +73,8 @@ LISTS = [
     "audit?resource=mc-plenty-7",
     "audit?since=2020-01-01T00:00:00Z",
     "audit/mc-plenty-7",
+    "audit/export?format=json&resource=mc-plenty-7",
+    "audit/export?format=json&actor=ada",
     "notifications?",
     "notifications?certificate_id=mc-plenty-7",
     "agents?",
@@ -251,6 +257,16 @@ class Walk:
             await self.ask("POST", f"jobs/{made['job_id']}/{verb}", {"reason": "because"}, self._other)
 
 
+async def trail_was_looked_through(ctx, directory):
+    """The first page of what is exported, verified and archived; the rows are no chain."""
+    found = await entries.extent()
+    for pages in (verifiable(await chain.signing_key(ctx.cipher), found), entries.waiting(found, found.upto)):
+        async for _ in pages:
+            break
+    nothing = await archive(ctx.cipher, datetime(2000, 1, 1, tzinfo=UTC), directory)
+    assert (nothing.archive, nothing.removed) == (None, 0)
+
+
 async def loops_have_turned():
     wanted = {loop.name for loop in engine._engine.loops._loops}  # noqa: SLF001
     async with asyncio.timeout(60):
@@ -319,7 +335,7 @@ async def pg_walks(text, args, tables):
 
 
 @pytest.mark.timeout(600)
-async def test_nothing_that_the_flow_asks_walks_through_a_whole_table(plenty, ctx, connect, monkeypatch):
+async def test_nothing_that_the_flow_asks_walks_through_a_whole_table(plenty, ctx, connect, monkeypatch, tmp_path):
     await _first_rows()
     ctx.plugins, ctx.bell = plugins.load(), engine.bell
     heard = Heard()
@@ -331,6 +347,7 @@ async def test_nothing_that_the_flow_asks_walks_through_a_whole_table(plenty, ct
         async with connect(keys[0]) as person, connect(keys[1]) as other:
             walk = Walk(person, other, connect)
             await walk.run()
+            await trail_was_looked_through(ctx, tmp_path)
             failed = await loops_have_turned()
             await walk.agent.aclose()
     finally:

@@ -7,22 +7,19 @@ from datetime import timedelta
 
 import asyncpg
 import pytest
+from certctl_core.audit import Link
 from certctl_server import db
 from certctl_server.audit import sealer
-from certctl_server.audit.chain import HEAD_FILE, Link
-from certctl_server.audit.record import SYSTEM, Event, record
+from certctl_server.audit.chain import HEAD_FILE
 from certctl_server.audit.sealer import seal, seal_pass
 from certctl_server.audit.verify import verify
 from certctl_server.leader import Leadership, NotLeading
 from certctl_server.main import main
 from certctl_server.sealing import Cipher
 from click.testing import CliRunner
+from server_flow import behind_our_back, write_events
 
 REFUSED = (asyncpg.RaiseError, sqlite3.IntegrityError)
-TRIGGERS = {
-    "sqlite": ["DROP TRIGGER audit_event_kept", "DROP TRIGGER audit_event_sealed_once"],
-    "postgres": ["ALTER TABLE audit_event DISABLE TRIGGER USER"],
-}
 KEY = db.Sql("SELECT value FROM setting WHERE name = 'audit_signing_key'")
 CHANGES = {
     "id": "id = id || 'x'",
@@ -52,12 +49,6 @@ REPLACING = {
 }
 
 
-async def write(count, first=1):
-    await record(
-        Event(SYSTEM, "certificate_created", "certificate", f"mc-{n}", {"n": n}) for n in range(first, first + count)
-    )
-
-
 @pytest.fixture
 async def leader(ctx):
     leadership = Leadership("test", timedelta(seconds=30), alone=True)
@@ -74,19 +65,12 @@ def look(ctx):
 @pytest.fixture
 async def sealed(ctx, leader):
     """Ten sealed rows."""
-    await write(10)
+    await write_events(10)
     assert await seal_pass(ctx, leader) == 10
 
 
-async def behind_our_back(dialect, statement):
-    """Change rows as somebody would who owns the database."""
-    for drop in TRIGGERS[dialect]:
-        await db.fetch(db.Sql(drop))
-    await db.fetch(db.Sql(statement))
-
-
 async def test_rows_are_chained_in_order_and_the_trail_verifies(ctx, leader, look):
-    await write(5)
+    await write_events(5)
     assert (await look()).unsealed == 5
     assert await seal_pass(ctx, leader) == 5
     rows = await db.fetch(db.Sql("SELECT * FROM audit_event ORDER BY number"))
@@ -105,19 +89,19 @@ async def test_nothing_to_seal_writes_nothing(ctx, leader, look):
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 async def test_any_change_of_a_sealed_row_is_found(database, sealed, look, change):
-    await behind_our_back(database, f"UPDATE audit_event SET {change} WHERE sequence = 5")
+    await behind_our_back(f"UPDATE audit_event SET {change} WHERE sequence = 5")
     assert any("row 5" in fault or "row 6" in fault for fault in (await look()).faults)
 
 
 async def test_a_moved_timestamp_is_found_to_the_microsecond(database, sealed, look):
     [row] = await db.fetch(db.Sql("SELECT timestamp FROM audit_event WHERE sequence = 5"))
     moved = (row["timestamp"] + timedelta(microseconds=1)).isoformat(sep=" ", timespec="microseconds")
-    await behind_our_back(database, f"UPDATE audit_event SET timestamp = '{moved}' WHERE sequence = 5")
+    await behind_our_back(f"UPDATE audit_event SET timestamp = '{moved}' WHERE sequence = 5")
     assert [fault.split(" (")[0] for fault in (await look()).faults] == ["row 5"]
 
 
 async def test_deleted_rows_are_found_wherever_they_were(database, sealed, look):
-    await behind_our_back(database, "DELETE FROM audit_event WHERE sequence IN (1, 5, 6, 10)")
+    await behind_our_back("DELETE FROM audit_event WHERE sequence IN (1, 5, 6, 10)")
     faults = (await look()).faults
     assert faults[:2] == ["rows 1 to 1 are gone", "rows 5 to 6 are gone"]
     assert any(fault.startswith("rows 10 to 10") for fault in faults[2:])
@@ -127,7 +111,7 @@ async def test_a_trail_that_was_forged_whole_lacks_our_signature(database, ctx, 
     """Who owns the database but not the key can chain anew, and cannot sign."""
     [key] = await db.fetch(KEY)
     unseal = "UPDATE audit_event SET actor = 'eve', sequence = NULL, previous_hash = NULL, hash = NULL"
-    await behind_our_back(database, unseal)
+    await behind_our_back(unseal)
     await db.fetch(db.Sql("DELETE FROM audit_checkpoint"))
     await db.fetch(db.Sql("DELETE FROM setting WHERE name = 'audit_signing_key'"))
     (ctx.settings.data_dir / HEAD_FILE).unlink()
@@ -140,9 +124,9 @@ async def test_a_trail_that_was_forged_whole_lacks_our_signature(database, ctx, 
 
 
 async def test_a_trail_chained_anew_without_checkpoints_is_not_signed(database, ctx, leader, look):
-    await write(1500)
+    await write_events(1500)
     await seal_pass(ctx, leader)
-    await db.fetch(db.Sql("DELETE FROM audit_checkpoint"))
+    await behind_our_back("DELETE FROM audit_checkpoint")
     assert (await look()).faults == ["rows 1 to 1500 are not signed"]
 
 
@@ -153,10 +137,10 @@ async def test_a_trail_chained_anew_without_checkpoints_is_not_signed(database, 
 )
 async def test_a_removed_checkpoint_is_missed(ctx, leader, look, removed, fault):
     for first in (1, 2000):
-        await write(1999, first=first)
+        await write_events(1999, first=first)
         await seal_pass(ctx, leader)
     assert (await look()).faults == []
-    await db.fetch(db.Sql("DELETE FROM audit_checkpoint WHERE sequence = $1"), removed)
+    await behind_our_back(f"DELETE FROM audit_checkpoint WHERE sequence = {removed}")
     assert (await look()).faults == [fault]
 
 
@@ -172,14 +156,14 @@ async def test_a_removed_checkpoint_is_missed(ctx, leader, look, removed, fault)
     ],
 )
 async def test_the_database_refuses_to_change_or_delete_rows(database, sealed, look, statement):
-    await write(1, first=11)
+    await write_events(1, first=11)
     with pytest.raises(REFUSED, match="append-only"):
         await db.fetch(db.Sql(statement))
     assert (await look()).faults == []
 
 
 async def test_the_database_refuses_to_empty_or_replace_the_trail(database, sealed, look):
-    await write(1, first=11)
+    await write_events(1, first=11)
     for statement in REPLACING[database]:
         with pytest.raises(REFUSED, match="append-only"):
             await db.fetch(db.Sql(statement))
@@ -190,14 +174,14 @@ async def test_a_restart_continues_the_chain(database, ctx, leader, sealed, look
     await leader.resign()
     successor = Leadership("after the restart", timedelta(seconds=30), alone=True)
     await successor.campaign()
-    await write(3, first=11)
+    await write_events(3, first=11)
     assert await seal_pass(ctx, successor) == 3
     found = await look()
     assert (found.faults, found.rows, found.head.sequence) == ([], 13, 13)
 
 
 async def test_who_does_not_lead_seals_nothing(database, ctx, leader, look):
-    await write(1)
+    await write_events(1)
     with pytest.raises(NotLeading):
         await seal_pass(ctx, Leadership("other", timedelta(seconds=30), alone=False))
     assert (await look()).unsealed == 1
@@ -205,7 +189,7 @@ async def test_who_does_not_lead_seals_nothing(database, ctx, leader, look):
 
 async def test_two_sealers_at_once_make_one_chain(database, ctx, leader, look):
     for start in range(1, 200, 40):
-        await write(40, first=start)
+        await write_events(40, first=start)
         passes = [seal_pass(ctx, leader) for _ in range(4)]
         assert sum(await asyncio.gather(*passes)) == 40
     found = await look()
@@ -213,7 +197,7 @@ async def test_two_sealers_at_once_make_one_chain(database, ctx, leader, look):
 
 
 async def test_rows_written_while_the_sealer_runs_are_all_chained(database, ctx, leader, look):
-    writers = [asyncio.create_task(write(20, first=n * 20)) for n in range(10)]
+    writers = [asyncio.create_task(write_events(20, first=n * 20)) for n in range(10)]
     while not all(task.done() for task in writers):
         await seal_pass(ctx, leader)
         await asyncio.sleep(0)  # a pass that finds nothing may not wait for anything
@@ -225,7 +209,7 @@ async def test_rows_written_while_the_sealer_runs_are_all_chained(database, ctx,
 
 
 async def test_a_pass_is_bounded_and_a_full_one_asks_for_the_next_at_once(database, ctx, leader, look):
-    await write(sealer.PASS + 10)
+    await write_events(sealer.PASS + 10)
     assert await seal(ctx, leader) <= db.now()
     assert (await look()).unsealed == 10
     assert await seal(ctx, leader) is None
@@ -236,7 +220,7 @@ async def test_a_pass_is_bounded_and_a_full_one_asks_for_the_next_at_once(databa
 
 
 async def test_the_last_rows_are_signed_after_a_minute_of_silence(database, ctx, leader, sealed, look):
-    await write(1, first=11)
+    await write_events(1, first=11)
     await seal_pass(ctx, leader)
     assert (await look()).checkpoints == 1
     ctx.clock.ahead = timedelta(seconds=61)
@@ -255,12 +239,12 @@ async def test_the_head_lies_outside_the_database_for_its_owner_only(database, c
 async def test_a_tail_that_was_cut_off_is_missed_and_its_witness_kept(database, ctx, leader, sealed, look):
     path = ctx.settings.data_dir / HEAD_FILE
     kept = path.read_text()
-    await write(5, first=11)
+    await write_events(5, first=11)
     await seal_pass(ctx, leader)
     grown = path.read_text()
-    await behind_our_back(database, "DELETE FROM audit_event WHERE sequence > 10")
+    await behind_our_back("DELETE FROM audit_event WHERE sequence > 10")
     assert (await look()).faults == [f"rows 11 to 15, which {HEAD_FILE} names, are gone"]
-    await write(1, first=11)
+    await write_events(1, first=11)
     await seal_pass(ctx, leader)
     assert path.read_text() == grown != kept
     assert (await look()).faults == [f"rows 12 to 15, which {HEAD_FILE} names, are gone"]
@@ -285,7 +269,7 @@ async def test_a_head_file_that_was_lost_is_written_again(database, ctx, leader,
     (ctx.settings.data_dir / HEAD_FILE).unlink()
     found = await look()
     assert (found.faults, found.witness) == ([], None)
-    await write(1, first=11)
+    await write_events(1, first=11)
     await seal_pass(ctx, leader)
     assert (await look()).witness.sequence == 11
 

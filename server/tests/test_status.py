@@ -138,6 +138,15 @@ async def test_flips_follow_the_clock_are_audited_and_say_when_the_next_is(fleet
     assert (await fleet.get("certificates?status=expired"))["total"] == 1
 
 
+@pytest.mark.parametrize(("life", "told"), [(timedelta(minutes=59), 1), (timedelta(minutes=61), 0)])
+async def test_the_end_of_a_short_life_is_an_event_of_its_own(fleet, leadership, life, told):
+    id, _ = await lives(fleet, life - timedelta(seconds=1), timedelta(seconds=1))
+    await asyncio.sleep(1.1)
+    await flips(leadership)
+    assert (await fleet.get(f"audit?resource_id={id}&action=certificate_status_changed"))["total"] >= 1
+    assert (await fleet.get(f"audit?resource_id={id}&action=short_lived_cert_expired"))["total"] == told
+
+
 @pytest.mark.parametrize("table", [Issuer, RenewalPolicy], ids=["issuer", "policy"])
 async def test_due_moments_follow_the_rows_they_hang_on(fleet, table):
     times = {"created_at": db.now(), "updated_at": db.now()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, BinaryIO, Self, TypeAlias
 from urllib.parse import quote, urlsplit
 
 from certctl_sdk import profile_file
@@ -175,11 +175,22 @@ class Client:
             if not (cursor := found.get("next_cursor")):
                 return
 
+    def save(self, out: BinaryIO, *path: str, **query: object) -> None:
+        """Write what is at ``/api/v1/`` and the parts of ``path`` to ``out`` as it comes; errors as of ``get``."""
+        target, given = _target(path), _given(query)
+        try:
+            with self._http.stream("GET", target, params=given) as response:
+                if response.status_code >= 300:  # noqa: PLR2004  # as in _call
+                    response.read()
+                    raise ApiError(response.status_code, response.text.strip())
+                out.writelines(response.iter_bytes())
+        except httpx.HTTPError as exc:
+            raise Unreachable(f"{self._url} did not answer to the end: {exc}") from exc
+
     def _call(
         self, method: str, path: tuple[str, ...], query: Mapping[str, object], body: Mapping[str, Any] | None = None
     ) -> httpx.Response:
-        target = "/".join(["/api/v1", *(quote(part, safe="") for part in path)])
-        given = {name: str(value) for name, value in query.items() if value is not None}
+        target, given = _target(path), _given(query)
         content = None if body is None else json.dumps(body).encode()
         headers = {} if body is None else {"Content-Type": "application/json"}
         try:
@@ -201,6 +212,14 @@ class Client:
             return response.json()
         except ValueError as exc:
             raise Unreachable(f"{self._url} answered without JSON: it is no certctl server") from exc
+
+
+def _target(path: tuple[str, ...]) -> str:
+    return "/".join(["/api/v1", *(quote(part, safe="") for part in path)])
+
+
+def _given(query: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in query.items() if value is not None}
 
 
 def _trusting(ca_file: str) -> ssl.SSLContext:

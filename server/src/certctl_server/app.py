@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
 from typing import Any, Protocol
 
 from litestar import Litestar
@@ -79,7 +80,7 @@ def make_app(
         mounts: By path prefix, applications that answer before routing, keys and rate limit: CRL and OCSP.
         pages: Answers whatever lies outside the API: the dashboard.
     """
-    calls, guard = CallLog(), Guard(ctx)
+    calls, guard = CallLog(timedelta(seconds=ctx.settings.audit_flush_timeout_seconds)), Guard(ctx)
 
     async def give() -> Context:
         return ctx

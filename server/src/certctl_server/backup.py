@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -79,7 +78,7 @@ def backup(settings: Settings, path: Path, *, with_key: bool) -> Backup:
     for wanted in (path, *([key_beside(path)] if key else [])):
         if wanted.exists():
             raise MisconfiguredError(f"{wanted} is there already: nothing is overwritten")
-    with _draft(path) as draft:
+    with files.draft(path, PARTS) as draft:
         with _open(source) as reading, _open(draft, mode="rwc") as writing:
             # In one step: what is read is one moment, and in WAL mode nobody waits for it.
             reading.backup(writing)
@@ -101,7 +100,7 @@ async def restore(settings: Settings, path: Path) -> Restored:
     """
     database = _embedded(settings)
     files.prepare(settings.data_dir)
-    with start.alone(settings), _draft(database) as draft:
+    with start.alone(settings), files.draft(database, PARTS) as draft:
         found = _copied(path, draft)
         if unfamiliar := await _unfamiliar(settings, draft):
             raise MisconfiguredError(f"{path} was made by a newer version, which knows {unfamiliar}: restore it there")
@@ -153,21 +152,6 @@ def _bring_key(settings: Settings, path: Path) -> bool:
         return False
     files.create(there, beside.read_text(encoding="utf-8"), mode=0o600)
     return True
-
-
-@contextlib.contextmanager
-def _draft(path: Path) -> Iterator[Path]:
-    """A new file beside ``path``, for its owner only; what is left of it in the end is removed."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-    except OSError as exc:
-        raise MisconfiguredError(f"nothing can be written beside {path}: {exc.strerror}") from exc
-    try:
-        yield draft
-    finally:
-        for part in PARTS:
-            draft.with_name(draft.name + part).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

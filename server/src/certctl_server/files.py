@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from certctl_core.errors import MisconfiguredError
@@ -84,6 +84,27 @@ def create(path: Path, text: str, *, mode: int) -> None:
     finally:
         draft.unlink()
     _sync(path.parent)
+
+
+@contextlib.contextmanager
+def draft(path: Path, parts: Sequence[str] = ("",)) -> Iterator[Path]:
+    """A new file beside ``path``, for its owner only; what is left of it in the end is removed.
+
+    ``parts`` are the endings of files that may come to lie beside it.
+
+    Raises:
+        MisconfiguredError: nothing can be written there.
+    """
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+    except OSError as exc:
+        raise MisconfiguredError(f"nothing can be written beside {path}: {exc.strerror}") from exc
+    try:
+        yield made
+    finally:
+        for part in parts:
+            made.with_name(made.name + part).unlink(missing_ok=True)
 
 
 def put(draft: Path, path: Path, *, over: bool = False) -> None:

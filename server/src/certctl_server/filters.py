@@ -116,3 +116,8 @@ def before(sql: str) -> Filter:
 def after(sql: str) -> Filter:
     """Match what is strictly later."""
     return lambda text, bound: f"{sql} > {bound.add(moment(text))}"
+
+
+def since(sql: str) -> Filter:
+    """Match what is as late or later."""
+    return lambda text, bound: f"{sql} >= {bound.add(moment(text))}"

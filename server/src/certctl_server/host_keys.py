@@ -5,11 +5,10 @@ from __future__ import annotations
 from certctl_core.errors import MisconfiguredError
 
 from certctl_server import db
-from certctl_server.audit.record import Actor, Event, record
+from certctl_server.audit.record import ON_HOST, Event, record
 from certctl_server.auth.keys import create_key, end_key
 from certctl_server.errors import Refused
 
-ON_HOST = Actor("certctl-server", "System")
 LIST = db.Sql("SELECT id, name, role, prefix, created_at, expires_at, last_used_at, ended_at FROM api_key ORDER BY id")
 
 

@@ -6,6 +6,7 @@ its handler returns ``await list_response(request, SPEC)`` and its route says ``
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -27,6 +28,9 @@ from certctl_server.list_spec import Show as Show
 from certctl_server.list_spec import Tallied as Tallied
 from certctl_server.list_spec import listed as listed
 from certctl_server.list_spec import tallied as tallied
+
+EVERY_PAGE = 1000
+"""Rows that ``every`` holds at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,28 @@ def conditions(spec: ListSpec, given: Given, bound: Bound, *wheres: Where | None
     return " AND ".join(found) or "1 = 1"
 
 
+def every(spec: ListSpec, given: Given, *wheres: Where | None, sort: str) -> AsyncIterator[list[Row]]:
+    """Return all rows that match, pages of them in keyset order: upwards by ``sort``, a key that is never empty.
+
+    A row that exists from the first page to the last is in one of them.
+
+    Raises:
+        Refused: 400, naming the filters that are unknown or whose value is not possible.
+    """
+    bound = Bound()
+    rows = _Rows(conditions(spec, given, bound, *wheres), bound)
+    return _every(
+        Asked(spec, given, sort, descending=False, cursor="", page=1, size=EVERY_PAGE, fields=frozenset()), rows
+    )
+
+
+async def _every(asked: Asked, rows: _Rows) -> AsyncIterator[list[Row]]:
+    at: Position | None = None
+    while found := await _after(asked, rows, at, asked.size):
+        yield found
+        at = _position(asked, found[-1])
+
+
 async def _paged(asked: Asked, rows: _Rows) -> Row:
     found = await _select(asked, rows, _order(asked), asked.size, (asked.page - 1) * asked.size)
     # A first page that is not full has been counted by reading it.
@@ -106,12 +132,15 @@ async def _walked(asked: Asked, rows: _Rows, walk: str, key: bytes) -> Row:
         found += await _after_empty(asked, rows, at if at and at.empty else None, want - len(found))
     answer: Row = {"data": _shown(asked, found[: asked.size]), "total": total, "page_size": asked.size}
     if len(found) == want:
-        last = found[asked.size - 1]
-        value = last["list_key"]
-        empty = asked.key.may_be_empty and value in (None, "")
-        value = value.isoformat() if isinstance(value, datetime) else value
-        answer["next_cursor"] = pack(key, walk, Position(last["id"], None if empty else value, empty))
+        answer["next_cursor"] = pack(key, walk, _position(asked, found[asked.size - 1]))
     return answer
+
+
+def _position(asked: Asked, row: Row) -> Position:
+    value = row["list_key"]
+    empty = asked.key.may_be_empty and value in (None, "")
+    value = value.isoformat() if isinstance(value, datetime) else value
+    return Position(row["id"], None if empty else value, empty)
 
 
 async def _after(asked: Asked, rows: _Rows, at: Position | None, limit: int) -> list[Row]:

@@ -184,6 +184,36 @@ def verify() -> None:
         raise click.ClickException("the audit trail is not as it was written")
 
 
+@audit.command("archive")
+@click.option("--before", required=True, metavar="TIME", help="Archive what is older: a day, or an RFC 3339 time.")
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def archive(before: str, directory: Path) -> None:
+    """Move old rows of the audit trail into a new, signed file in DIRECTORY; the server may run.
+
+    certctl audit verify checks such files, one after the other, and an export after them.
+    """
+    from certctl_server import sealing  # noqa: PLC0415
+    from certctl_server.audit import archives  # noqa: PLC0415
+    from certctl_server.filters import moment  # noqa: PLC0415
+
+    try:
+        until = moment(f"{before}T00:00:00Z" if "T" not in before.upper() else before)
+    except ValueError as exc:
+        raise click.BadParameter(f"{before} {exc}", param_hint="--before") from exc
+
+    async def work(settings: Settings) -> archives.Archived:
+        return await archives.archive(await sealing.load(settings), until, directory)
+
+    found = _in_database(work)
+    if found.archive:
+        trailer = found.archive.trailer
+        click.echo(f"rows {trailer.first} to {trailer.last} are in {directory / found.archive.file}")
+        click.echo(f"sha256 of its rows: {trailer.digest}")
+    else:
+        click.echo("no checkpoint is old enough: nothing was archived")
+    click.echo(f"{found.removed} rows were removed from the database")
+
+
 @main.command()
 @click.option("--format", "form", type=click.Choice(["table", "json"]), help="How to answer.  [default: table]")
 @click.pass_context

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import asyncpg
+from certctl_core.audit import sign
 from certctl_core.job import JobType
 
 from certctl_server import db, tally
@@ -173,7 +174,7 @@ async def _open(why: str, seen: Witness | None, identity: str, cipher: Cipher) -
     told |= {"seen_sequence": seen.link.sequence, "seen_hash": seen.link.hash} if seen else {"seen_sequence": 0}
     await record([Event(SYSTEM, "database_restored", "database", str(epoch), told | done)])
     log.error("the database was restored: read docs/backup.md", extra=told | done)
-    signature = chain.sign(await chain.signing_key(cipher), head)
+    signature = sign(await chain.signing_key(cipher), head)
     return Opened(epoch, seen, Witness(head, signature, epoch) if head.sequence else None)
 
 

@@ -216,6 +216,8 @@ class Settings(Group):
     trusted_proxies: Networks = ()
     broker_url: SecretStr = SecretStr("")
     call_log_retention: Retention = timedelta()
+    audit_flush_timeout_seconds: PositiveInt = 30
+    """How long a server that stops tries to write down what was called last."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -3,7 +3,7 @@
 from piccolo.table import Table
 
 from certctl_server.agents.tables import Agent, AgentGroup, AgentGroupMember, AgentGroupWait
-from certctl_server.audit.tables import AuditCheckpoint, AuditEvent
+from certctl_server.audit.tables import AuditArchive, AuditCheckpoint, AuditEvent
 from certctl_server.auth.tables import ApiKey, EnrolmentToken, Login, Setting
 from certctl_server.certificates.tables import (
     BlockedKey,
@@ -63,4 +63,5 @@ TABLES: tuple[type[Table], ...] = (
     AuditEvent,
     AuditCheckpoint,
     Tally,
+    AuditArchive,
 )

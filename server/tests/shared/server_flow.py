@@ -8,13 +8,26 @@ from certctl_core.x509 import read_csr
 from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db
 from certctl_server.app import ROUTES
-from certctl_server.audit.record import SYSTEM
+from certctl_server.audit.record import SYSTEM, Event, record
 from certctl_server.certificates.create import Wanted, create
 from certctl_server.certificates.status import settle
 from certctl_server.certificates.tables import Certificate, CertificateVersion
 from certctl_server.jobs.tables import Job
 from litestar import Litestar
 from litestar.di import Provide
+
+TRIGGERS = {
+    "sqlite": [
+        f"DROP TRIGGER IF EXISTS {name}"
+        for name in (
+            *("audit_event_kept", "audit_event_sealed_once", "audit_checkpoint_kept", "audit_checkpoint_fixed"),
+            *("audit_archive_kept", "audit_archive_fixed"),
+        )
+    ],
+    "postgres": [
+        f"ALTER TABLE {table} DISABLE TRIGGER USER" for table in ("audit_event", "audit_checkpoint", "audit_archive")
+    ],
+}
 
 
 async def until(look, seconds=15):
@@ -86,3 +99,17 @@ def routes():
         for handler in route.route_handlers
         for method in sorted(handler.http_methods - {"OPTIONS", "HEAD"})
     ]
+
+
+async def write_events(count, first=1):
+    """So many audit rows, in one transaction."""
+    await record(
+        Event(SYSTEM, "certificate_created", "certificate", f"mc-{n}", {"n": n}) for n in range(first, first + count)
+    )
+
+
+async def behind_our_back(statement):
+    """Change the audit trail as somebody would who owns the database."""
+    for drop in TRIGGERS[db.dialect()]:
+        await db.fetch(db.Sql(drop))
+    await db.fetch(db.Sql(statement))

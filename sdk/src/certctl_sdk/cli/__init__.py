@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from importlib import import_module
-from typing import Any
 
 import click
 
+from certctl_sdk.cli.brought import GROUP, OpenGroup
 from certctl_sdk.cli.session import Session
 
-GROUP = "certctl.commands"
-"""Entry points that bring further commands."""
 #: Name: module, attribute and what help says, so that help imports none of them.
 COMMANDS = {
     "agent-groups": ("certctl_sdk.cli.agent_groups", "agent_groups", "Machines taken together."),
@@ -39,12 +36,14 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(OpenGroup):
     """Knows its commands by name, and imports the one that is called."""
+
+    brought_by = GROUP
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return ours and those that other distributions bring."""
-        return sorted({*COMMANDS, *(entry.name for entry in _brought())})
+        return sorted({*COMMANDS, *super().list_commands(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command, imported now; None if there is none of that name."""
@@ -52,37 +51,11 @@ class LazyGroup(click.Group):
             module, attribute, _ = COMMANDS[cmd_name]
             found: click.Command = getattr(import_module(module), attribute)
             return found
-        for entry in _brought():
-            if entry.name == cmd_name:
-                try:
-                    brought: click.Command = entry.load()
-                except ImportError as exc:
-                    raise click.ClickException(f"{cmd_name} comes with {entry.value}, which is broken: {exc}") from exc
-                return brought
-        return None
+        return super().get_command(ctx, cmd_name)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write names and what they do."""
-        rows = []
-        for name in self.list_commands(ctx):
-            words = COMMANDS[name][2] if name in COMMANDS else self._words(ctx, name)
-            rows.append((name, words))
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
-    def _words(self, ctx: click.Context, name: str) -> str:
-        try:
-            command = self.get_command(ctx, name)
-        except click.ClickException as exc:
-            return exc.message
-        return command.get_short_help_str(limit=80) if command else ""
-
-
-@cache
-def _brought() -> Any:
-    from importlib.metadata import entry_points  # noqa: PLC0415  # looks at every installed distribution
-
-    return entry_points(group=GROUP)
+    def words(self, ctx: click.Context, name: str) -> str:
+        """Return what a command does, without importing one of ours."""
+        return COMMANDS[name][2] if name in COMMANDS else super().words(ctx, name)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -29,16 +29,21 @@ def list_command(path: str, columns: Sequence[str], filters: Mapping[str, str], 
         with session.client() as client:
             session.show_page(client.page(*path.split("/"), **query), columns)
 
-    options: list[click.Parameter] = [
-        click.Option([f"--{name.replace('_', '-')}", name], help=f"Only with this {parameter.replace('_', ' ')}.")
-        for name, parameter in filters.items()
-    ]
-    options += [
+    options = [
+        *filter_options(filters),
         *_paging(),
         click.Option(["--sort"], help="Column to sort by; with - in front, downwards."),
         click.Option(["--fields"], help="Columns to fetch, separated by commas; for --format json."),
     ]
     return click.Command("list", callback=run, params=options, help=words)
+
+
+def filter_options(filters: Mapping[str, str]) -> list[click.Parameter]:
+    """Return the options that narrow a list; ``filters`` are their names with the query parameter of each."""
+    return [
+        click.Option([f"--{name.replace('_', '-')}", name], help=f"Only with this {parameter.replace('_', ' ')}.")
+        for name, parameter in filters.items()
+    ]
 
 
 def get_command(path: str, words: str) -> click.Command:

@@ -151,6 +151,9 @@ async def report(agent_id: str, job_id: str, said: Report, lease: timedelta, act
             await _no_csr(row, said, actor)
         else:
             raise conflict(f"The job is {row['status']} and cannot become {said.status}")
+        if row["status"] != said.status:
+            told = {"from": row["status"], "to": said.status} | ({"error": said.error} if said.error else {})
+            await record([Event(actor, "job_status_reported", "job", job_id, told)])
 
 
 async def _held(agent_id: str, job_id: str) -> db.Row:

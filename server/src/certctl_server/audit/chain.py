@@ -1,75 +1,58 @@
-"""How audit rows are chained: what is hashed, what is signed. Sealer, verifier and exports agree on it here."""
+"""The chain as the database holds it: the texts of a row that are hashed, and the key that signs."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from certctl_core.audit import COLUMNS, Link, moment, row_hash
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certctl_server import db
 from certctl_server.sealing import Cipher, place, recall, remember
 
-ROW = b"certctl audit row 1"
-CHECKPOINT = b"certctl audit checkpoint 1"
 KEY = "audit_signing_key"
 KEY_PLACE = place("setting", KEY, "value")
-COLUMNS = ("id", "timestamp", "actor", "actor_type", "action", "resource_type", "resource_id", "details", "request_id")
-"""What is hashed of a row, in this order, after the previous hash and the sequence."""
 HEAD_FILE = "audit-head"
+#: Times as text: a driver's datetime costs more to make and to write out again than the hash of the whole row.
+TEXTS = {
+    "postgres": """to_char(audit_event.timestamp AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS timestamp""",
+    "sqlite": "audit_event.timestamp || '' AS timestamp",
+}
+AS_WRITTEN = 32
+"""Characters of a time in SQLite as ``record`` writes it."""
+_hashed = itemgetter(*COLUMNS)
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """The end of a chain: ``sequence`` counts from 1, ``hash`` is lower hex SHA-256."""
-
-    sequence: int
-    hash: str
-
-
-START = Link(0, "")
-"""What the first row follows."""
+def statement(text: str) -> db.Sql:
+    """Return ``text`` as a statement in which ``{texts}`` stands for what is hashed of a row of ``audit_event``."""
+    others = ", ".join(name for name in COLUMNS if name != "timestamp")
+    postgres, sqlite = (text.replace("{texts}", f"{others}, {TEXTS[each]}") for each in ("postgres", "sqlite"))
+    return db.Sql(postgres=postgres, sqlite=sqlite)
 
 
-def moment(timestamp: datetime) -> str:
-    """Return the one text of a time: both databases give the same moment, each in its own spelling."""
-    return timestamp.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def texts(row: db.Row) -> tuple[str, ...]:
+    """Return what is hashed of a row that ``statement`` read."""
+    id_, timestamp, *others = _hashed(row)
+    return (id_, timestamp if str(timestamp).endswith("Z") else _as_moment(str(timestamp)), *others)
+
+
+def _as_moment(text: str) -> str:
+    """Return how SQLite's text of a time is hashed: equal moments alike, and what is none as it is."""
+    if len(text) == AS_WRITTEN and text.endswith("+00:00"):
+        return f"{text[:10]}T{text[11:26]}Z"
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return moment(found if found.tzinfo else found.replace(tzinfo=UTC))
 
 
 def follow(before: Link, row: db.Row) -> Link:
-    """Return the link that ``row`` makes after ``before``.
-
-    The hash is SHA-256 over texts in UTF-8, each after its length in bytes as 8 bytes, big-endian: the format's
-    name, the previous hash, the sequence in decimal digits, then ``COLUMNS``.
-    """
+    """Return the link that ``row`` makes after ``before``."""
     sequence = before.sequence + 1
-    stored = {**row, "timestamp": moment(row["timestamp"])}
-    return Link(sequence, _digest(ROW, before.hash, str(sequence), *(str(stored[name]) for name in COLUMNS)).hex())
-
-
-def _digest(form: bytes, *texts: str) -> bytes:
-    found = hashlib.sha256()
-    for part in (form, *(text.encode("utf-8", "surrogatepass") for text in texts)):
-        found.update(len(part).to_bytes(8, "big"))
-        found.update(part)
-    return found.digest()
-
-
-def sign(key: Ed25519PrivateKey, link: Link) -> str:
-    """Return the signature over the chain up to ``link``, base64."""
-    return base64.b64encode(key.sign(_digest(CHECKPOINT, str(link.sequence), link.hash))).decode()
-
-
-def is_signed(key: Ed25519PublicKey, link: Link, signature: str) -> bool:
-    """Whether ``signature`` is ours over ``link``."""
-    try:
-        key.verify(base64.b64decode(signature, validate=True), _digest(CHECKPOINT, str(link.sequence), link.hash))
-    except (InvalidSignature, ValueError):
-        return False
-    return True
+    return Link(sequence, row_hash(before.hash, sequence, texts(row)))
 
 
 async def signing_key(cipher: Cipher) -> Ed25519PrivateKey:

@@ -35,6 +35,8 @@ class Actor:
 
 
 SYSTEM = Actor("system", "System")
+ON_HOST = Actor("certctl-server", "System")
+"""Whoever gives commands where the database is."""
 
 
 @dataclass(frozen=True, slots=True)

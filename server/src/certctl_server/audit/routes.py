@@ -1,16 +1,26 @@
 """The audit trail over HTTP: read only, as the database has it."""
 
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
 import msgspec
 from litestar import Response, get
 from litestar.params import FromPath
+from litestar.response import Stream
 
 from certctl_server import db
+from certctl_server.audit import chain, entries
+from certctl_server.audit.export import FORMS, verifiable
+from certctl_server.audit.record import Event, record
 from certctl_server.audit.tables import AuditEvent
-from certctl_server.auth.principal import Req
+from certctl_server.auth.principal import Req, Where, actor_of, visible
 from certctl_server.auth.roles import LISTED, READ
+from certctl_server.context import Context, Ctx
 from certctl_server.errors import not_found
-from certctl_server.filters import after, before, equal, word
-from certctl_server.lists import Key, Row, Tallied, list_response, listed
+from certctl_server.filters import Bound, after, before, equal, since, word
+from certctl_server.http.asked import is_head
+from certctl_server.list_query import query
+from certctl_server.lists import Given, Key, Row, Tallied, every, list_response, listed
 
 SHOWN = ("id", "actor", "actor_type", "action", "resource_type", "resource_id", "timestamp")
 OPTIONAL = ("request_id", "hash", "previous_hash")
@@ -53,10 +63,54 @@ EVENTS = listed(
 )
 
 
+def _form(text: str, _: Bound) -> str:
+    if text.lower() not in FORMS:
+        raise ValueError(f"is none of {', '.join(FORMS)}")
+    return "1 = 1"
+
+
+#: ``format`` is checked among the filters, so that every fault is told at once.
+EXPORTED = replace(
+    EVENTS,
+    filters={
+        **EVENTS.filters,
+        "from": since("item.timestamp"),
+        "to": before("item.timestamp"),
+        "format": _form,
+    },
+)
+
+
 @get("/api/v1/audit", opt={"roles": READ, "query": LISTED})
 async def list_(request: Req) -> Response[bytes]:
     """List what was done, newest first."""
     return await list_response(request, EVENTS)
+
+
+@get("/api/v1/audit/export", opt={"roles": READ, "query": LISTED})
+async def export(request: Req, ctx: Ctx) -> Response[bytes] | Stream:
+    """Send what was done as a file, oldest first, in bounded memory.
+
+    As ndjson and without filters, it is in the order of the chain and can be verified without the server.
+    """
+    asked = {name: text for name, text in query(request.scope).items() if text and name != "_"}
+    form = asked.get("format", "ndjson").lower()
+    headers = {"Content-Disposition": f'attachment; filename="audit.{form}"'}
+    parts = await _parts(ctx, request, asked, form)
+    if is_head(request):
+        return Response(b"", media_type=FORMS[form][1], headers=headers)
+    filters = {name: text for name, text in asked.items() if name != "format"}
+    await record([Event(actor_of(request), "audit_exported", "audit", "", {"format": form, "filters": filters})])
+    return Stream(parts, media_type=FORMS[form][1], headers=headers)
+
+
+async def _parts(ctx: Context, request: Req, asked: Given, form: str) -> AsyncIterator[bytes]:
+    extent = await entries.extent()
+    known = Where("item.number <= {}", (extent.newest,))
+    pages = every(EXPORTED, asked, visible(request.user, AuditEvent), known, sort="timestamp")
+    if form != "ndjson" or asked.keys() - {"format"}:
+        return FORMS[form][0](pages, show)
+    return verifiable(await chain.signing_key(ctx.cipher), extent)
 
 
 @get("/api/v1/audit/{id:str}", opt={"roles": READ})
@@ -68,4 +122,4 @@ async def get_(id: FromPath[str]) -> Row:
     return show(rows[0])
 
 
-routes = [list_, get_]
+routes = [list_, export, get_]

@@ -8,24 +8,24 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from certctl_core.audit import CHECKPOINT_ROWS, START, Link, sign
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certctl_server import db
 from certctl_server.audit import chain, witness
-from certctl_server.audit.chain import HEAD_FILE, START, Link
+from certctl_server.audit.chain import HEAD_FILE
 from certctl_server.audit.witness import Witness
 from certctl_server.context import Context
 from certctl_server.leader import Leadership
 
 log = logging.getLogger(__name__)
 PASS = 2000
-CHECKPOINT_ROWS = 1000
 CHECKPOINT_AFTER = timedelta(seconds=60)
 
 # One at a time: the second waits here, then sees what the first has chained.
 LOCK = db.Sql(postgres="SELECT pg_advisory_xact_lock(7381951)", sqlite="SELECT 1 AS locked")
 WAITING = db.Sql("SELECT number FROM audit_event WHERE sequence IS NULL LIMIT 1")
-UNSEALED = db.Sql("SELECT * FROM audit_event WHERE sequence IS NULL ORDER BY number LIMIT $1")
+UNSEALED = chain.statement("SELECT {texts} FROM audit_event WHERE sequence IS NULL ORDER BY number LIMIT $1")
 HEAD = db.Sql("SELECT sequence, hash FROM audit_event WHERE sequence IS NOT NULL ORDER BY sequence DESC LIMIT 1")
 LAST_CHECKPOINT = db.Sql("SELECT sequence, hash, created_at FROM audit_checkpoint ORDER BY sequence DESC LIMIT 1")
 WRITE = db.update_rows("audit_event", "id", {"sequence": "bigint", "previous_hash": "text", "hash": "text"})
@@ -65,7 +65,7 @@ async def seal_pass(ctx: Context, leadership: Leadership) -> int:
             await db.fetch(WRITE, json.dumps(list(_columns(before, rows, links))))
         await _sign(ctx, key, links or [before])
     if links and unbroken:
-        witness.write(ctx.settings.data_dir, Witness(links[-1], chain.sign(key, links[-1]), epoch))
+        witness.write(ctx.settings.data_dir, Witness(links[-1], sign(key, links[-1]), epoch))
     elif links and kept:
         # The file is the witness that rows are gone: restored.py looks into that.
         told = {"file": str(ctx.settings.data_dir / HEAD_FILE), "was": kept.link.sequence, "is": before.sequence}
@@ -107,5 +107,5 @@ async def _sign(ctx: Context, key: Ed25519PrivateKey, links: Sequence[Link]) -> 
     for link in links:
         late = link is links[-1] and link.sequence > signed and now - at >= CHECKPOINT_AFTER
         if late or link.sequence >= signed + CHECKPOINT_ROWS:
-            await db.fetch(CHECKPOINT, link.sequence, link.hash, chain.sign(key, link), now)
+            await db.fetch(CHECKPOINT, link.sequence, link.hash, sign(key, link), now)
             signed = link.sequence

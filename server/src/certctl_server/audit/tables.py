@@ -29,3 +29,14 @@ class AuditCheckpoint(Table):
     hash = Varchar(length=64)
     signature = Text()
     created_at = Timestamptz()
+
+
+class AuditArchive(Table):
+    """Rows that left for a file. ``trailer`` is that file's last line's, signed."""
+
+    last_sequence = BigInt(primary_key=True)
+    first_sequence = BigInt()
+    hash = Varchar(length=64)
+    trailer = Text()
+    file = Text()
+    created_at = Timestamptz()

@@ -11,8 +11,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from certctl_core.audit import Link
+
 from certctl_server import db, files
-from certctl_server.audit.chain import HEAD_FILE, Link
+from certctl_server.audit.chain import HEAD_FILE
 from certctl_server.sealing import recall
 
 log = logging.getLogger(__name__)

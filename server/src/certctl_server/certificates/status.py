@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,6 +25,7 @@ from certctl_core.certificate import (
     deployment_state,
     status_at,
 )
+from certctl_core.profile import SHORT_LIVED
 from certctl_core.renewal import renew_due_at, spread_of
 from piccolo.custom_types import Combinable
 
@@ -156,7 +157,8 @@ async def settle(ids: Iterable[str], *, now: datetime | None = None, actor: Acto
         for column, loop in DUE.items():
             if any(each[column] and each[column] - now < SOON for each in settled):
                 bell.poke(loop)
-        await record(_told(old, new, actor) for old, new in zip(facts, settled, strict=True) if _moved(old, new))
+        moved = [(old, new) for old, new in zip(facts, settled, strict=True) if _moved(old, new)]
+        await record(event for old, new in moved for event in _told(old, new, actor))
 
 
 @dataclass(slots=True)
@@ -250,9 +252,13 @@ def _moved(old: db.Row, new: dict[str, Any]) -> bool:
     return bool(old["status"] != new["status"])
 
 
-def _told(old: db.Row, new: dict[str, Any], actor: Actor) -> Event:
+def _told(old: db.Row, new: dict[str, Any], actor: Actor) -> Iterator[Event]:
     details = {"from": old["status"], "to": str(new["status"])}
-    return Event(actor, "certificate_status_changed", "certificate", old["id"], details)
+    yield Event(actor, "certificate_status_changed", "certificate", old["id"], details)
+    start = born(old)
+    if new["status"] == Status.EXPIRED and start and old["expires_at"] - start < SHORT_LIVED:
+        told = {"version_id": old["version_id"], "expires_at": old["expires_at"]}
+        yield Event(actor, "short_lived_cert_expired", "certificate", old["id"], told)
 
 
 async def postpone(ids: Iterable[str], now: datetime) -> None:

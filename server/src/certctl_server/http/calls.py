@@ -10,6 +10,7 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 
 import asyncpg
 
@@ -30,9 +31,13 @@ POLLS = re.compile(r"/api/v1/agents/([^/]+)/(heartbeat|work)\Z")
 
 
 class CallLog:
-    """Collects what was called; ``running`` writes it down until the server stops, before the database is closed."""
+    """Collects what was called; ``running`` writes it down until the server stops, before the database is closed.
 
-    def __init__(self) -> None:
+    So long, ``patience``, a server that stops waits for a database that takes no rows.
+    """
+
+    def __init__(self, patience: timedelta) -> None:
+        self._patience = patience
         self._waiting: list[Event] = []
         self._counted: dict[str, Event] = {}
         self._minute = ""
@@ -117,7 +122,18 @@ class CallLog:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            await self.flush(last=True)
+            await self._finish()
+
+    async def _finish(self) -> None:
+        left = len(self._waiting)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._patience.total_seconds()):
+                await self.flush(last=True)
+                while self._waiting or self._counted:
+                    await asyncio.sleep(EVERY_SECONDS)
+                    await self.flush(last=True)
+                return
+        log.error("calls not recorded: the database took no audit rows to the end", extra={"rows": left})
 
     async def _run(self) -> None:
         while True:

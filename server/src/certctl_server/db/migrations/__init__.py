@@ -13,6 +13,7 @@ from certctl_server.db.migrations import (
     m0006_policies,
     m0007_tally,
     m0009_access,
+    m0010_audit,
 )
 
 STEPS = (
@@ -24,4 +25,5 @@ STEPS = (
     m0006_policies,
     m0007_tally,
     m0009_access,
+    m0010_audit,
 )
