@@ -29,6 +29,13 @@ OUTLIVED = db.Sql(
         AND v.not_after <= {now}
     """
 )
+UNANSWERED = db.Sql(
+    """
+    SELECT id FROM job WHERE status = $1 AND scheduled_at < $2 AND (status <> 'AwaitingCSR' OR csr_pem = '')
+    ORDER BY created_at, id LIMIT $3
+    """
+)
+BATCH = 1000
 # What the CA came to nobody can say any more; if it signed, and that is ever seen, it is nobody's.
 UNRESOLVED = db.Sql(
     """
@@ -146,30 +153,30 @@ class Sweeper:
 
 
 async def time_out(leadership: Leadership, awaiting_csr: timedelta, awaiting_approval: timedelta) -> datetime | None:
-    """End what nobody answered: a CSR that never came, an approval that nobody gave."""
+    """End what nobody answered: a CSR that never came, an approval that nobody gave; return when to look again."""
     now = db.now()
     async with leadership.leading():
         moved: list[db.Row] = []
         outlived = [row["id"] for row in await db.fetch(OUTLIVED)]
-        silent = (Job.scheduled_at < now - awaiting_csr) & (Job.csr_pem == "")
-        old = Job.scheduled_at < now - awaiting_approval
+        waits = ((JobState.AWAITING_CSR, awaiting_csr), (JobState.AWAITING_APPROVAL, awaiting_approval))
+        unanswered = [
+            [row["id"] for row in await db.fetch(UNANSWERED, state, now - patience, BATCH)] for state, patience in waits
+        ]
+        silent, old = (Job.id.is_in(ids or [""]) for ids in unanswered)
         # Certificates before jobs, as everybody takes them.
-        await hold_of(
-            Job.id.is_in(outlived or [""])
-            | (silent & (Job.status == JobState.AWAITING_CSR))
-            | (old & (Job.status == JobState.AWAITING_APPROVAL))
-        )
+        await hold_of(Job.id.is_in(outlived or [""]) | silent | old)
         if outlived:
             moved += await cancel(Job.id.is_in(outlived), actor=SYSTEM, reason="the version has expired")
             await db.fetch(CALLED_OFF, json.dumps(outlived))
         text = "no agent answered with a CSR in time"
-        await ended(await move(silent, JobState.AWAITING_CSR, JobState.FAILED, last_error=text), text)
+        still = silent & (Job.csr_pem == "")
+        await ended(await move(still, JobState.AWAITING_CSR, JobState.FAILED, last_error=text), text)
         waiting = (JobState.AWAITING_APPROVAL,)
         moved += await cancel(old, actor=SYSTEM, reason="nobody approved it in time", states=waiting)
         await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
         await db.fetch(UNRESOLVED)
         await budgets.forget()
-    return None
+    return now if any(len(ids) == BATCH for ids in unanswered) else None
 
 
 async def _given_back(rows: list[db.Row]) -> None:
