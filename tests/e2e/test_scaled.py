@@ -147,7 +147,7 @@ def locked(cluster, table):
         holder.wait()
 
 
-@pytest.mark.parametrize("table", ["setting", "issuer", "job"])
+@pytest.mark.parametrize("table", ["setting", "issuer"])
 def test_a_server_waits_for_a_database_that_goes_away_amid_its_start(another, waiting, table):
     cluster, server = another
     with locked(cluster, table) as waits:
