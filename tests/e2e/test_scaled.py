@@ -1,7 +1,9 @@
 """Two servers and two workers on one PostgreSQL and one Redis are one installation, whichever of them is away."""
 
+import contextlib
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -114,6 +116,59 @@ def test_without_the_database_nobody_is_ready_and_nobody_ends(servers, workers, 
         waiting(server.ready, "the server to find the database again")
     assert renewed(servers[0], certificate) < 60
     assert [program.pid for program in everybody if program.running] == pids
+
+
+@pytest.fixture(scope="module")
+def another(stage, redis):
+    """A second PostgreSQL with our tables in it, whose installation is ended, and what its processes are told."""
+    with Postgres(synchronous_commit="on") as cluster:
+        told = {
+            "database_url": cluster.create("another"),
+            "CERTCTL_BROKER_URL": redis.url,
+            "CERTCTL_CONFIG_ENCRYPTION_KEY": os.urandom(32).hex(),
+        }
+        server = stage.server(**told).start()
+        assert server.end() == 0
+        yield cluster, server
+
+
+@contextlib.contextmanager
+def locked(cluster, table):
+    """Let everybody who comes to the table wait; hand out whether somebody does."""
+    take = f"BEGIN; LOCK TABLE {table}; SELECT pg_sleep(600)"
+    holder = subprocess.Popen(["psql", "-X", "-q", "-c", take, cluster.url("another")], stderr=subprocess.DEVNULL)
+    locks = f"SELECT count(*) FROM pg_locks WHERE relation = '{table}'::regclass AND granted = "
+    try:
+        while int(cluster.run(f"{locks} true AND mode = 'AccessExclusiveLock'", database="another")) == 0:
+            time.sleep(0.05)
+        yield lambda: int(cluster.run(f"{locks} false", database="another"))
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+@pytest.mark.parametrize("table", ["setting", "issuer"])
+def test_a_server_waits_for_a_database_that_goes_away_amid_its_start(another, waiting, table):
+    cluster, server = another
+    with locked(cluster, table) as waits:
+        server.launch()
+        waiting(waits, f"the start to come to the table {table}")
+        cluster.stop()
+    cluster.start()
+    waiting(server.ready, "the server to be ready")
+    assert server.end() == 0
+
+
+def test_a_worker_waits_for_a_database_that_goes_away_amid_its_start(another, stage, waiting):
+    cluster, server = another
+    worker = stage.worker(server, "late")
+    with locked(cluster, "setting") as waits:
+        worker.launch()
+        waiting(waits, "the start to come to its settings")
+        cluster.stop()
+    cluster.start()
+    waiting(lambda: worker.events("worker ready"), "the worker to be ready")
+    assert worker.end() == 0
 
 
 def beats(server):

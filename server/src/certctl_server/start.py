@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 from urllib.parse import unquote, urlsplit
 
 import asyncpg
@@ -30,9 +31,17 @@ from certctl_server.settings import Settings, is_loopback, unused
 from certctl_server.tables import TABLES
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 ADMIN_KEY_FILE, TOKEN_FILE = "admin-key", "enrol-token"
 LOCK_FILE = "server.lock"
 AWAY = (*db.UNREACHABLE, asyncpg.InsufficientResourcesError, asyncpg.OperatorInterventionError)
+LOST = (
+    ConnectionError,
+    TimeoutError,
+    socket.gaierror,
+    *(kind for kind in AWAY if issubclass(kind, (asyncpg.PostgresError, asyncpg.InterfaceError))),
+)
+"""What a database that went away makes a start raise; a file that cannot be read is not among it."""
 AGAIN_SECONDS = 2.0
 ROWS_MADE, KEYS_MADE = "first_rows", "first_keys"
 STARTER_RULES: tuple[dict[str, Any], ...] = (
@@ -145,6 +154,27 @@ def locks(settings: Settings) -> list[Path]:
     """Return the files by which an embedded server is alone."""
     path = database_file(settings)
     return [settings.data_dir / LOCK_FILE, path.with_name(f"{path.name}.lock")] if path else []
+
+
+async def begin(
+    settings: Settings, attempt: Callable[[Callable[P, None]], Awaitable[None]], announce: Callable[P, None]
+) -> None:
+    """Await ``attempt``, anew whenever a database shared with others goes away before it says that it is ready."""
+    ready = False
+
+    def told(*args: P.args, **kwargs: P.kwargs) -> None:
+        nonlocal ready
+        ready = True
+        announce(*args, **kwargs)
+
+    while True:
+        try:
+            return await attempt(told)
+        except LOST as exc:
+            if ready or settings.embedded:
+                raise
+            log.warning("the database went away amid the start, beginning anew", extra={"error": str(exc)})
+            await asyncio.sleep(AGAIN_SECONDS)
 
 
 @contextlib.asynccontextmanager

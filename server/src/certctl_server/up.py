@@ -32,11 +32,12 @@ async def run(settings: Settings, announce: Callable[[Running], None], *, termin
     """
     os.umask(0o077)
     start.warn(settings, os.environ)
-    async with (
-        telling("certctl-server", settings),
-        start.ground(settings) as cipher,
-        contextlib.AsyncExitStack() as stack,
-    ):
+    async with telling("certctl-server", settings):
+        await start.begin(settings, partial(_serve, settings, terminal=terminal), announce)
+
+
+async def _serve(settings: Settings, announce: Callable[[Running], None], *, terminal: bool) -> None:
+    async with start.ground(settings) as cipher, contextlib.AsyncExitStack() as stack:
         ctx = _context(settings, cipher)
         await reserved.put_webhook(settings, ctx.plugins, cipher, db.now())
         sockets = listeners.bind(settings.server.host, settings.server.port, "CERTCTL_SERVER_PORT")
@@ -72,7 +73,12 @@ async def work(settings: Settings, announce: Callable[[], None]) -> None:
         )
     os.umask(0o077)
     start.warn(settings, os.environ)
-    async with telling("certctl-worker", settings), start.ground(settings) as cipher:
+    async with telling("certctl-worker", settings):
+        await start.begin(settings, partial(_work, settings), announce)
+
+
+async def _work(settings: Settings, announce: Callable[[], None]) -> None:
+    async with start.ground(settings) as cipher:
         await engine.start(_context(settings, cipher), engine.Part.WORKERS)
         try:
             announce()
