@@ -243,7 +243,7 @@ class Walk:
         await self.ask("POST", "policies", {"id": "pr-flow", "name": "flow", "severity": "Critical", **terms})
         for environment in ("test", "production", "test"):
             await self.ask("PUT", f"certificates/{made['id']}", {"environment": environment})
-        answer = await self._person.post("/api/v1/certificates/mc-plenty-2/renew", json={})
+        answer = await self._person.post("/api/v1/certificates/mc-plenty-1002/renew", json={})
         assert answer.status_code == 400, answer.text
         await self.ask("PUT", "policies/pr-flow", {"enabled": False})
         await self.ask("DELETE", "policies/pr-flow")
