@@ -44,11 +44,11 @@ ROUNDS = 5
 OWNERS = {"owner_id": "o-1", "team_id": "t-1", "issuer_id": "iss-plenty", "renewal_policy_id": "rp-plenty"}
 #: By path, the least that a server process shall answer per second.
 ASKED = {
-    "certificates?per_page=50": 150.0,
-    "certificates?status=Active&per_page=1": 300.0,
-    "jobs?per_page=1": 300.0,
-    "stats/summary": 400.0,
-    "stats/certificates-by-status": 400.0,
+    "certificates?per_page=50": 100.0,
+    "certificates?status=Active&per_page=1": 200.0,
+    "jobs?per_page=1": 200.0,
+    "stats/summary": 300.0,
+    "stats/certificates-by-status": 300.0,
     "stats/expiration-timeline?days=365": 5.0,
     "stats/job-trends?days=365": 5.0,
     "stats/issuance-rate?days=365": 5.0,
