@@ -212,6 +212,40 @@ async def test_a_head_without_end_is_refused():
         writer.transport.abort()
 
 
+@pytest.mark.parametrize("trailers", [1, 10_000], ids=["few", "without end"])
+async def test_trailers_join_no_headers_and_have_an_end(trailers):
+    seen = []
+
+    async def app(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        seen.append(dict(scope["headers"]))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    open_door = door(app)
+    async with running(open_door):
+        reader, writer = await connect(open_door)
+        writer.write(
+            b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n"
+        )
+        writer.write(b"Authorization: Bearer a\r\n" * trailers + b"\r\n")
+        answer = await read_all(reader)
+        writer.close()
+    assert answer.split()[1] == (b"204" if trailers == 1 else b"400")
+    assert b"authorization" not in (seen or [{}])[0]
+
+
+async def test_a_body_of_many_small_chunks_is_no_head_without_end():
+    open_door = door(App())
+    async with running(open_door):
+        reader, writer = await connect(open_door)
+        writer.write(b"POST /body HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(b"1\r\na\r\n" * 100_000 + b"0\r\n\r\n")
+        assert b"200" in (await read_all(reader)).split(b"\r\n")[0]
+        writer.close()
+
+
 async def test_pipelined_requests_are_answered_in_order():
     open_door = door(App())
     async with running(open_door):
