@@ -5,8 +5,10 @@ import os
 import pty
 import re
 import select
+import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint, version
@@ -459,6 +461,40 @@ def test_every_command_explains_itself(name):
     done = CliRunner().invoke(cli.main, [name, "--help"])
     assert done.exit_code == 0, done.output
     assert "Usage:" in done.output
+
+
+def test_an_export_goes_to_a_new_file(certctl, server, tmp_path):
+    server.answers["GET", "/api/v1/audit/export"] = listing({"id": "audit-1"})
+    file = tmp_path / "audit.json"
+    options = ("--format", "json", "--actor", "ada", "--since", "2026-01-01T00:00:00Z", "--from", "x", "--to", "y")
+    assert certctl("audit", "export", str(file), *options).exit_code == 0
+    asked = {"format": "json", "actor": "ada", "after": "2026-01-01T00:00:00Z", "from": "x", "to": "y"}
+    assert sent(server)[:3] == ("GET", "/api/v1/audit/export", asked)
+    assert json.loads(file.read_text())["data"] == [{"id": "audit-1"}]
+    again = certctl("audit", "export", str(file))
+    assert (again.exit_code, "File exists" in again.stderr) == (1, True)
+
+
+def test_an_export_that_is_refused_or_breaks_off_leaves_no_file(certctl, server, tmp_path):
+    file = tmp_path / "audit.ndjson"
+    server.answers["GET", "/api/v1/audit/export"] = (400, {"message": "from is no time"})
+    assert "from is no time" in certctl("audit", "export", str(file)).stderr
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=break_off, args=(listening,))
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        done = certctl("--server", url, "audit", "export", str(file))
+        thread.join()
+    assert (done.exit_code, "did not answer to the end" in done.stderr) == (1, True)
+    assert list(tmp_path.glob("audit*")) == []
+
+
+def break_off(listening):
+    """Answer one request, and not to its end."""
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
 
 
 def test_a_command_that_nobody_brings_is_told():

@@ -174,6 +174,14 @@ async def test_a_record_that_the_server_did_not_sign_explains_nothing(sealed, lo
     ]
 
 
+async def test_a_record_that_nobody_can_read_explains_nothing(sealed, tmp_path, look):
+    await archive(sealed.cipher, FUTURE, tmp_path)
+    await behind_our_back("UPDATE audit_archive SET trailer = 'x'")
+    faults = (await look()).faults
+    assert faults[0] == "the record of audit-000000000001-000000000050.ndjson cannot be read"
+    assert "rows 1 to 30, which a checkpoint names, are gone" in faults
+
+
 FULL = {
     "sqlite": "CREATE TRIGGER full_disk BEFORE {event} ON {table} BEGIN SELECT RAISE(ABORT, 'full'); END",
     "postgres": "CREATE TRIGGER full_disk BEFORE {event} ON {table} FOR EACH ROW EXECUTE FUNCTION full_disk()",

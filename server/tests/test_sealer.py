@@ -11,6 +11,7 @@ from certctl_core.audit import Link
 from certctl_server import db
 from certctl_server.audit import sealer
 from certctl_server.audit.chain import HEAD_FILE
+from certctl_server.audit.record import SYSTEM, Event, record
 from certctl_server.audit.sealer import seal, seal_pass
 from certctl_server.audit.verify import verify
 from certctl_server.leader import Leadership, NotLeading
@@ -98,6 +99,23 @@ async def test_a_moved_timestamp_is_found_to_the_microsecond(database, sealed, l
     moved = (row["timestamp"] + timedelta(microseconds=1)).isoformat(sep=" ", timespec="microseconds")
     await behind_our_back(f"UPDATE audit_event SET timestamp = '{moved}' WHERE sequence = 5")
     assert [fault.split(" (")[0] for fault in (await look()).faults] == ["row 5"]
+
+
+async def test_two_rows_that_changed_places_are_found(database, sealed, look):
+    await behind_our_back("UPDATE audit_event SET sequence = 99 WHERE sequence = 4")
+    for old, new in ((5, 4), (99, 5)):
+        await db.fetch(db.Sql(f"UPDATE audit_event SET sequence = {new} WHERE sequence = {old}"))
+    assert {fault.split(" (")[0] for fault in (await look()).faults} >= {"row 4", "row 5"}
+
+
+async def test_a_restore_whose_record_was_changed_is_told_as_such(database, ctx, leader, look):
+    await record([Event(SYSTEM, "database_restored", "database", "2", {"sequence": 5, "seen_sequence": 7})])
+    await seal_pass(ctx, leader)
+    assert (await look()).restores[0].endswith("the trail goes on after row 5, 7 was seen before")
+    await behind_our_back("UPDATE audit_event SET details = 'x'")
+    found = await look()
+    assert found.restores[0].endswith("nobody can read which")
+    assert found.faults[0].endswith("was changed")
 
 
 async def test_deleted_rows_are_found_wherever_they_were(database, sealed, look):

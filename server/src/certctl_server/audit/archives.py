@@ -72,7 +72,11 @@ async def archived(key: Ed25519PublicKey, faults: Faults) -> list[Archive]:
     found: list[Archive] = []
     at = START
     for row in await db.fetch(ALL):
-        end = msgspec.json.decode(row["trailer"], type=End)
+        try:
+            end = msgspec.json.decode(row["trailer"], type=End)
+        except msgspec.MsgspecError:
+            faults.add(f"the record of {row['file']} cannot be read")
+            break
         each = Archive(end.trailer, end.signature, row["file"])
         named = f"the archive of rows {each.trailer.first} to {each.trailer.last}"
         if not is_signed(key, each.trailer, each.signature):

@@ -17,8 +17,8 @@ from certctl_server.audit.entries import link_of
 from certctl_server.sealing import Cipher
 from certctl_server.settings import Settings
 
-RESTORES = db.Sql(
-    "SELECT timestamp, details FROM audit_event WHERE action = 'database_restored' ORDER BY timestamp, id"
+RESTORES = chain.statement(
+    "SELECT {texts} FROM audit_event WHERE action = 'database_restored' ORDER BY audit_event.timestamp, id"
 )
 UNSEALED = db.Sql("SELECT count(*) AS rows FROM audit_event WHERE sequence IS NULL")
 
@@ -94,11 +94,14 @@ def lines(found: Verdict) -> Iterator[str]:
 
 
 def _lost(row: db.Row) -> str:
-    told = json.loads(row["details"])
-    return (
-        f"restored at {row['timestamp']:%Y-%m-%d %H:%M:%S} UTC: the trail goes on after row {told['sequence']},"
-        f" {told['seen_sequence'] or 'nothing'} was seen before"
-    )
+    at = chain.texts(row)[1][:19].replace("T", " ")
+    try:
+        told = json.loads(row["details"])
+        places = f"{int(told['sequence'])}, {int(told['seen_sequence']) or 'nothing'} was seen before"
+    except (ValueError, KeyError, TypeError):
+        # Somebody changed it, which the walk tells.
+        places = "nobody can read which"
+    return f"restored at {at} UTC: the trail goes on after row {places}"
 
 
 async def _walk(found: Verdict, key: Ed25519PublicKey) -> None:

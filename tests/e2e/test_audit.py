@@ -1,0 +1,60 @@
+"""The trail of a running server leaves it, and is checked with nothing but a file and the server's key."""
+
+import pytest
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def server(stage, request):
+    """A server that did something."""
+    url = request.getfixturevalue("postgres").create("audit") if request.param == "postgres" else ""
+    server = stage.server(database_url=url).start()
+    server.post("teams", {"id": "t-one", "name": "one"})
+    return server
+
+
+@pytest.fixture
+def certctl(stage, server):
+    """Run the command on the server's machine; what it says."""
+    access = {"CERTCTL_SERVER_URL": server.url, "CERTCTL_API_KEY": server.key}
+    return lambda *arguments, code=0: stage.run(server, "certctl", "audit", *arguments, code=code, **access)
+
+
+@pytest.fixture
+def key(certctl, waiting):
+    """Whose signatures are good, once there are some."""
+
+    def signed():
+        said = certctl("verify").stdout
+        return "checkpoints: 0" not in said and said
+
+    [line] = [line for line in waiting(signed, "a checkpoint").splitlines() if line.startswith("signed by: ")]
+    return line.removeprefix("signed by: ")
+
+
+def test_an_export_is_verified_and_one_byte_of_it_is_not(certctl, key, tmp_path):
+    file, team = tmp_path / "audit.ndjson", b'"resource_id":"t-one"'
+    certctl("export", file)
+    assert team in file.read_bytes()
+    assert "FAULT" not in certctl("verify", "--key", key, file).stdout
+    file.write_bytes(file.read_bytes().replace(team, b'"resource_id":"t-two"'))
+    assert "was changed" in certctl("verify", "--key", key, file, code=1).stdout
+    assert certctl("export", file, code=1).stderr.endswith("File exists\n")
+
+
+def test_what_was_archived_and_what_is_left_are_one_trail(certctl, server, key, tmp_path):
+    before = int(certctl("verify").stdout.split("sealed rows: ")[1].split(",")[0])
+    said = certctl("archive", "--before", "2100-01-01", tmp_path).stdout
+    [archive] = tmp_path.glob("audit-*.ndjson")
+    assert str(archive) in said
+    server.post("teams", {"name": "two"})
+    left = int(certctl("verify").stdout.split("sealed rows: ")[1].split(",")[0])
+    assert left < before
+    certctl("export", tmp_path / "rest.ndjson")
+    found = certctl("verify", "--key", key, archive, tmp_path / "rest.ndjson").stdout
+    assert int(found.split("sealed rows: ")[1].split(",")[0]) >= before
+    assert "are in older archives" in certctl("verify", "--key", key, tmp_path / "rest.ndjson").stdout
+
+
+def test_a_list_for_reading_is_written_to_standard_output(certctl):
+    lines = certctl("export", "--format", "csv", "--action", "team_created", "--resource-id", "t-one").stdout
+    assert [line.split(",")[5] for line in lines.splitlines()] == ["resource_id", "t-one"]
