@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from certctl_core.audit import COLUMNS, START, Link, Trailer, key_text, row_hash, sign
 from certctl_sdk import cli
-from certctl_sdk.audit_file import End, Line, Signed, encode, verify
+from certctl_sdk.audit_file import Line, encode, verify
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -26,16 +26,14 @@ def row(number, before, **changes):
 
 
 def checkpoint(link, key=KEY):
-    return Line(checkpoint=Signed(link.sequence, link.hash, key_text(key.public_key()), sign(key, link)))
+    return Line(checkpoint=link, key=key_text(key.public_key()), signature=sign(key, link))
 
 
 def close(lines, first, head, *, unsealed=0, made_at="2026-01-02T00:00:00.000000Z", key=KEY):
     """The bytes of a file with its trailer."""
     body = b"".join(map(encode, lines))
     trailer = Trailer(first, head.sequence, head.hash, unsealed, made_at, hashlib.sha256(body).hexdigest())
-    said = {name: getattr(trailer, name) for name in trailer.__slots__}
-    end = End(**said, key=key_text(key.public_key()), signature=sign(key, trailer))
-    return body + encode(Line(trailer=end))
+    return body + encode(Line(trailer=trailer, key=key_text(key.public_key()), signature=sign(key, trailer)))
 
 
 def export(count, *, start=START, waiting=0, key=KEY, **more):

@@ -164,7 +164,7 @@ async def test_archives_and_checkpoints_cannot_be_replaced(sealed, database, tmp
 async def test_a_record_that_the_server_did_not_sign_explains_nothing(sealed, look):
     """Who owns the database may write a record and delete rows: the signature is missing."""
     trailer = {"first": 1, "last": 30, "hash": "h", "unsealed": 0, "made_at": "", "digest": ""}
-    forged = json.dumps(trailer | {"key": "", "signature": ""})
+    forged = json.dumps({"trailer": trailer, "signature": ""})
     record = RECORD.format(first=1, last=30, hash="hash").replace("'{}'", f"'{forged}'")
     await db.fetch(db.Sql(record))
     await db.fetch(db.Sql("DELETE FROM audit_event WHERE sequence <= 30"))

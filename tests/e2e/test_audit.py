@@ -5,21 +5,19 @@ import pytest
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def server(stage, request):
-    """A server that did something."""
+    """A server that runs."""
     url = request.getfixturevalue("postgres").create("audit") if request.param == "postgres" else ""
-    server = stage.server(database_url=url).start()
-    server.post("teams", {"id": "t-one", "name": "one"})
-    return server
+    return stage.server(database_url=url).start()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def certctl(stage, server):
     """Run the command on the server's machine; what it says."""
     access = {"CERTCTL_SERVER_URL": server.url, "CERTCTL_API_KEY": server.key}
     return lambda *arguments, code=0: stage.run(server, "certctl", "audit", *arguments, code=code, **access)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def key(certctl, waiting):
     """Whose signatures are good, once there are some."""
 
@@ -31,7 +29,8 @@ def key(certctl, waiting):
     return line.removeprefix("signed by: ")
 
 
-def test_an_export_is_verified_and_one_byte_of_it_is_not(certctl, key, tmp_path):
+def test_an_export_is_verified_and_one_byte_of_it_is_not(certctl, server, key, tmp_path):
+    server.post("teams", {"id": "t-one", "name": "one"})
     file, team = tmp_path / "audit.ndjson", b'"resource_id":"t-one"'
     certctl("export", file)
     assert team in file.read_bytes()
@@ -55,6 +54,7 @@ def test_what_was_archived_and_what_is_left_are_one_trail(certctl, server, key, 
     assert "are in older archives" in certctl("verify", "--key", key, tmp_path / "rest.ndjson").stdout
 
 
-def test_a_list_for_reading_is_written_to_standard_output(certctl):
-    lines = certctl("export", "--format", "csv", "--action", "team_created", "--resource-id", "t-one").stdout
-    assert [line.split(",")[5] for line in lines.splitlines()] == ["resource_id", "t-one"]
+def test_a_list_for_reading_is_written_to_standard_output(certctl, server):
+    server.post("teams", {"id": "t-csv", "name": "csv"})
+    lines = certctl("export", "--format", "csv", "--action", "team_created", "--resource-id", "t-csv").stdout
+    assert [line.split(",")[5] for line in lines.splitlines()] == ["resource_id", "t-csv"]

@@ -23,37 +23,6 @@ LONGEST_LINE = 16 * 2**20
 """Bytes; no row is nearly as long, and a file that never ends a line is not read into memory."""
 
 
-class Signed(msgspec.Struct, forbid_unknown_fields=True):
-    """A checkpoint as it stands in a line."""
-
-    sequence: int
-    """The row that it signs."""
-    hash: str
-    """That row's hash."""
-    key: str
-    """Whose signature it is, base64."""
-    signature: str
-    """Base64."""
-
-
-class End(msgspec.Struct, forbid_unknown_fields=True):
-    """A trailer as it stands in the last line; the names are those of ``Trailer``."""
-
-    first: int
-    last: int
-    hash: str
-    unsealed: int
-    made_at: str
-    digest: str
-    key: str
-    signature: str
-
-    @property
-    def trailer(self) -> Trailer:
-        """What is signed of it."""
-        return Trailer(self.first, self.last, self.hash, self.unsealed, self.made_at, self.digest)
-
-
 class Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One line of an export: a row, a checkpoint or the trailer."""
 
@@ -76,13 +45,27 @@ class Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """The stored text, which is what was hashed."""
     details: msgspec.Raw = msgspec.Raw()
     """The same as JSON, for readers."""
-    checkpoint: Signed | None = None
-    trailer: End | None = None
+    checkpoint: Link | None = None
+    """The row that ``signature`` is over."""
+    trailer: Trailer | None = None
+    """What ``signature`` is over in the last line."""
+    key: str = ""
+    """Whose signature it is, base64."""
+    signature: str = ""
+    """Base64."""
 
 
 def encode(line: Line) -> bytes:
     """Return a line as it is written, its end included."""
     return msgspec.json.encode(line) + b"\n"
+
+
+def read(raw: bytes) -> Line | None:
+    """Return the line that ``encode`` wrote; None if it is none."""
+    try:
+        return _decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 _decode = msgspec.json.Decoder(Line).decode
@@ -103,8 +86,8 @@ class Verdict:
     """Place of the first sealed row."""
     head: Link = START
     """The end of the chain, as the last trailer names it."""
-    end: End | None = None
-    """The last trailer."""
+    end: Line | None = None
+    """The last line of the last file."""
     key: str = ""
     """Whose signatures they are, base64: who made the file says so, and only a comparison tells whether it is true."""
     faults: Faults = field(default_factory=Faults)
@@ -146,7 +129,7 @@ class _Reading:
                 break
             line = self._line(number, raw)
             if line is not None and line.trailer is not None:
-                end = line.trailer
+                end = line
                 if raw != encode(line):
                     self._fault("the trailer is not written as it was")
                 continue
@@ -154,22 +137,21 @@ class _Reading:
             if line is not None:
                 self._take(line, raw)
         self._walk.end()
-        if end is None:
+        if end is None or end.trailer is None:
             self._fault("the trailer is missing: the end was cut off, or it is no whole export")
         else:
-            self._close(end, digest.hexdigest())
+            self._close(end, end.trailer, digest.hexdigest())
         self._count()
 
     def _line(self, number: int, raw: bytes) -> Line | None:
-        try:
-            return _decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        line = read(raw)
+        if line is None:
             self._fault(f"line {number} is none of an export")
-            return None
+        return line
 
     def _take(self, line: Line, raw: bytes) -> None:
         if line.checkpoint is not None:
-            self._checkpoint(line.checkpoint)
+            self._checkpoint(line, line.checkpoint)
         elif line.sequence:
             if not self._first:
                 self._first = line.sequence
@@ -188,16 +170,15 @@ class _Reading:
         if not same:
             self._fault(f"row {line.sequence} ({line.id}) shows other details than were hashed")
 
-    def _checkpoint(self, signed: Signed) -> None:
-        link = Link(signed.sequence, signed.hash)
-        key = self._known(signed.key)
+    def _checkpoint(self, line: Line, link: Link) -> None:
+        key = self._known(line.key)
         if key is None:
             return
-        if self._walk.head == START and is_signed(key, link, signed.signature):
+        if self._walk.head == START and is_signed(key, link, line.signature):
             # Rows up to here were archived before.
             self._walk, self._began = Walk(link, faults=self.verdict.faults), 1
         else:
-            self._walk.checkpoint(key, link, signed.signature)
+            self._walk.checkpoint(key, link, line.signature)
 
     def _known(self, text: str) -> Ed25519PublicKey | None:
         """Return the one key that signs everything; note another one."""
@@ -213,9 +194,8 @@ class _Reading:
             self._fault("it is signed by another key")
         return self._key
 
-    def _close(self, end: End, digest: str) -> None:
-        trailer, head = end.trailer, self._walk.head
-        key = self._known(end.key)
+    def _close(self, end: Line, trailer: Trailer, digest: str) -> None:
+        key, head, before = self._known(end.key), self._walk.head, self.verdict.end and self.verdict.end.trailer
         wrong = {
             "the trailer holds a signature that is not ours": key and not is_signed(key, trailer, end.signature),
             "the file is not, byte for byte, the one that the trailer was made for": trailer.digest != digest,
@@ -224,8 +204,7 @@ class _Reading:
             f"it ends with row {head.sequence}, not as the trailer has it": trailer.link != head,
             f"it has {self._unsealed} rows that were not sealed, not {trailer.unsealed}": trailer.unsealed
             != self._unsealed,
-            "it was made before the file in front of it": self.verdict.end is not None
-            and trailer.made_at < self.verdict.end.made_at,
+            "it was made before the file in front of it": before and trailer.made_at < before.made_at,
         }
         for words in (words for words, is_wrong in wrong.items() if is_wrong):
             self._fault(words)

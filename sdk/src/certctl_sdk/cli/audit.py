@@ -126,8 +126,8 @@ def _told(found: Verdict, *, pinned: bool) -> Iterator[str]:
     if found.first > 1:
         yield f"rows 1 to {found.first - 1} are in older archives"
     yield f"head: {found.head.sequence} {found.head.hash}"
-    if found.end is not None:
-        yield f"made at: {inert(found.end.made_at)}"
+    if found.end and found.end.trailer:
+        yield f"made at: {inert(found.end.trailer.made_at)}"
     if found.key:
         yield f"signed by: {found.key}"
     if found.key and not pinned:

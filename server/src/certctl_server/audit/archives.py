@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import msgspec
 from certctl_core.audit import START, Faults, Link, Trailer, is_signed, key_text
 from certctl_core.errors import MisconfiguredError
 from certctl_sdk import audit_file
-from certctl_sdk.audit_file import End
+from certctl_sdk.audit_file import Line
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from certctl_server import db, files
@@ -72,12 +71,11 @@ async def archived(key: Ed25519PublicKey, faults: Faults) -> list[Archive]:
     found: list[Archive] = []
     at = START
     for row in await db.fetch(ALL):
-        try:
-            end = msgspec.json.decode(row["trailer"], type=End)
-        except msgspec.MsgspecError:
+        line = audit_file.read(row["trailer"].encode())
+        if line is None or line.trailer is None:
             faults.add(f"the record of {row['file']} cannot be read")
             break
-        each = Archive(end.trailer, end.signature, row["file"])
+        each = Archive(line.trailer, line.signature, row["file"])
         named = f"the archive of rows {each.trailer.first} to {each.trailer.last}"
         if not is_signed(key, each.trailer, each.signature):
             faults.add(f"{named} holds a signature that is not ours")
@@ -110,12 +108,12 @@ async def archive(cipher: Cipher, before: datetime, directory: Path) -> Archived
         return Archived(None, removed)
     path = directory / f"audit-{after.sequence + 1:012}-{cut.sequence:012}.ndjson"
     try:
-        end = await _write(path, key, after, cut)
+        made = await _write(path, key, after, cut)
     except OSError as exc:
         raise MisconfiguredError(f"{path} cannot be written: {exc.strerror}") from exc
-    await _note(end, path.name)
+    await _note(made)
     removed += await _remove(cut.sequence)
-    return Archived(Archive(end.trailer, end.signature, path.name), removed)
+    return Archived(made, removed)
 
 
 async def _cut(before: datetime) -> Link:
@@ -125,7 +123,7 @@ async def _cut(before: datetime) -> Link:
     return link_of(rows[0] if rows else None)
 
 
-async def _write(path: Path, key: Ed25519PrivateKey, after: Link, cut: Link) -> End:
+async def _write(path: Path, key: Ed25519PrivateKey, after: Link, cut: Link) -> Archive:
     with files.draft(path) as draft:
         with draft.open("wb") as file:
             async for part in export.verifiable(key, Extent(after.sequence, cut.sequence)):
@@ -133,10 +131,10 @@ async def _write(path: Path, key: Ed25519PrivateKey, after: Link, cut: Link) -> 
         with draft.open("rb") as file:
             found = audit_file.verify([file], key_text(key.public_key()))
         _refuse(found.faults)
-        if found.end is None or (found.end.first, found.head) != (after.sequence + 1, cut):
+        if not found.end or not found.end.trailer or (found.first, found.head) != (after.sequence + 1, cut):
             raise MisconfiguredError("the database gave other rows than were asked for: nothing was archived")
         files.put(draft, path)
-    return found.end
+    return Archive(found.end.trailer, found.end.signature, path.name)
 
 
 def _refuse(faults: Faults) -> None:
@@ -147,14 +145,16 @@ def _refuse(faults: Faults) -> None:
         )
 
 
-async def _note(end: End, name: str) -> None:
+async def _note(made: Archive) -> None:
     """Keep the record, without which the database lets go of nothing."""
-    text = msgspec.json.encode(end).decode()
-    told = {"first": end.first, "last": end.last, "hash": end.hash, "sha256": end.digest, "file": name}
+    trailer = made.trailer
+    text = audit_file.encode(Line(trailer=trailer, signature=made.signature)).decode()
+    facts = {"first": trailer.first, "last": trailer.last, "hash": trailer.hash}
+    told = {**facts, "sha256": trailer.digest, "file": made.file}
     async with db.transaction():
         await db.fetch(LOCK)
-        await db.fetch(KEEP, end.first, end.last, end.hash, text, name)
-        await record([Event(ON_HOST, "audit_archived", "audit", f"{end.first}-{end.last}", told)])
+        await db.fetch(KEEP, *facts.values(), text, made.file)
+        await record([Event(ON_HOST, "audit_archived", "audit", f"{trailer.first}-{trailer.last}", told)])
 
 
 async def _remove(upto: int) -> int:

@@ -11,7 +11,7 @@ from datetime import datetime
 import msgspec
 from certctl_core.audit import Trailer, key_text, moment, sign
 from certctl_core.errors import TransientError
-from certctl_sdk.audit_file import End, Line, Signed, encode
+from certctl_sdk.audit_file import Line, encode
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certctl_server import db
@@ -57,24 +57,11 @@ async def verifiable(key: Ed25519PrivateKey, found: Extent) -> AsyncIterator[byt
     trailer = Trailer(
         first or head.sequence + 1, head.sequence, head.hash, unsealed, moment(db.now()), digest.hexdigest()
     )
-    yield encode(Line(trailer=_end(trailer, public, sign(key, trailer))))
+    yield encode(Line(trailer=trailer, key=public, signature=sign(key, trailer)))
 
 
 def _signed(row: db.Row, public: str) -> Line:
-    return Line(checkpoint=Signed(row["sequence"], row["hash"], public, row["signature"]))
-
-
-def _end(trailer: Trailer, public: str, signature: str) -> End:
-    return End(
-        first=trailer.first,
-        last=trailer.last,
-        hash=trailer.hash,
-        unsealed=trailer.unsealed,
-        made_at=trailer.made_at,
-        digest=trailer.digest,
-        key=public,
-        signature=signature,
-    )
+    return Line(checkpoint=link_of(row), key=public, signature=row["signature"])
 
 
 def _row(row: db.Row) -> Line:
