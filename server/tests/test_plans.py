@@ -18,6 +18,7 @@ from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db, engine
 from certctl_server.auth.keys import create_key
 from certctl_server.auth.roles import Role
+from certctl_server.certificates import follow
 from certctl_server.db import session
 from certctl_server.reserved import put_webhook
 from certctl_server.start import _first_rows
@@ -81,6 +82,14 @@ LISTS = [
     "issuers?",
     "profiles?",
     "renewal-policies?",
+    "discovered-certificates?",
+    "discovered-certificates?status=Unmanaged",
+    "discovered-certificates?agent_id=ag-1",
+    "discovered-certificates?is_ca=true",
+    "discovered-certificates?key_algorithm=RSA",
+    "discovery-scans?agent_id=ag-1",
+    "discovery-summary",
+    "network-scan-targets?",
     "metrics",
     "certificates/mc-plenty-7",
     "certificates/mc-plenty-7/versions",
@@ -200,6 +209,7 @@ class Walk:
         await self.ask("PUT", "issuers/iss-plenty", {"limits": {"rates": RATES}})
         await self.own_key()
         await self.approval()
+        await self.in_bulk()
         for path in LISTS:
             await self.ask("GET", path)
         await self.ask("GET", "certificates/mc-plenty-7")
@@ -216,6 +226,18 @@ class Walk:
         made = await self.order("c.flow.example.com")
         await self.ask("POST", f"jobs/{made['job_id']}/cancel", {})
         await self.ask("POST", f"jobs/{made['job_id']}/retry", {})
+
+    async def in_bulk(self):
+        """Act on a few certificates by a filter each, and let some follow what they refer to."""
+        few = [f"mc-plenty-{n}" for n in range(40, 50)]
+        await self.ask("POST", "certificates/bulk-renew", {"certificate_ids": few[:3]})
+        await self.ask("POST", "certificates/bulk-revoke", {"filter": {"name": "plenty-44"}, "reason": "keyCompromise"})
+        await self.ask("POST", "certificates/bulk-reassign", {"certificate_ids": few[5:], "owner_id": "o-3"})
+        await self.ask("POST", "issuers", {"id": "iss-few", "name": "few", "type": "GenericCA"})
+        for id in few[5:]:
+            await self.ask("PUT", f"certificates/{id}", {"issuer_id": "iss-few"})
+        await self.ask("PUT", "issuers/iss-few", {"enabled": False})
+        assert "<html" in (await self._person.get("/api/v1/digest/preview")).text
 
     async def approval(self):
         policy = {"id": "rp-flow", "name": "with approval", "requires_approval": True}
@@ -295,6 +317,7 @@ async def pg_walks(text, args, tables):
 
 @pytest.mark.timeout(600)
 async def test_nothing_that_the_flow_asks_walks_through_a_whole_table(plenty, ctx, connect, monkeypatch):
+    monkeypatch.setattr(follow, "SET", 2)
     await _first_rows()
     ctx.plugins, ctx.bell = plugins.load(), engine.bell
     heard = Heard()
