@@ -27,7 +27,7 @@ TOLD = 10_000
 """As many are told one by one; all are counted."""
 PAGE = 10_000
 """So many ids are read at once."""
-SET = 500
+SET = 100
 """So many rows are one transaction: on SQLite others wait for its end before they can write."""
 BROKEN = "Nothing was changed: the server failed here, and its log says how"
 UNTRIED = "Not tried: the server failed before its turn"

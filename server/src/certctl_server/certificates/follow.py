@@ -19,7 +19,7 @@ from certctl_server.jobs import bell
 from certctl_server.leader import Leadership
 
 LOOP = "followers"
-SET = 500
+SET = 200
 """So many certificates are one transaction, and follow within the request that changes something."""
 PAGE = 10_000
 """So many ids are read at once, before the transactions that use them."""
