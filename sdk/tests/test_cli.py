@@ -207,7 +207,7 @@ def test_a_network_is_changed_and_deleted(certctl, server):
     assert certctl("network-scans", "update", "nst-1", "--disabled", "--every", "12").exit_code == 0
     assert sent(server)[3] == {"enabled": False, "scan_interval_hours": 12}
     assert certctl("network-scans", "delete", "nst-1").exit_code == 0
-    assert server.asked[-1][0] == "DELETE"
+    assert sent(server)[0] == "DELETE"
 
 
 def test_an_order_needs_only_a_name(certctl, server):

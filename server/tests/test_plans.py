@@ -233,10 +233,10 @@ class Walk:
         await self.ask("POST", "certificates/bulk-renew", {"certificate_ids": few[:3]})
         await self.ask("POST", "certificates/bulk-revoke", {"filter": {"name": "plenty-44"}, "reason": "keyCompromise"})
         await self.ask("POST", "certificates/bulk-reassign", {"certificate_ids": few[5:], "owner_id": "o-3"})
-        await self.ask("POST", "issuers", {"id": "iss-few", "name": "few", "type": "GenericCA"})
+        await self.ask("POST", "renewal-policies", {"id": "rp-few", "name": "few"})
         for id in few[5:]:
-            await self.ask("PUT", f"certificates/{id}", {"issuer_id": "iss-few"})
-        await self.ask("PUT", "issuers/iss-few", {"enabled": False})
+            await self.ask("PUT", f"certificates/{id}", {"renewal_policy_id": "rp-few"})
+        await self.ask("PUT", "renewal-policies/rp-few", {"auto_renew": False})
         assert "<html" in (await self._person.get("/api/v1/digest/preview")).text
 
     async def approval(self):

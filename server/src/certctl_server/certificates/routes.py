@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from certctl_core.certificate import Status
@@ -91,7 +91,7 @@ class DeployBody(msgspec.Struct):
     target_id: ID = ""
 
 
-Reason = Literal[tuple(REASONS)]  # type: ignore[valid-type]  # the table of reasons is the type
+Reason: TypeAlias = Literal[tuple(REASONS)]  # type: ignore[valid-type]  # the table of reasons is the type
 
 
 class RevokeBody(msgspec.Struct):
