@@ -27,7 +27,7 @@ RENEWABLE = db.Sql(
     """
     SELECT c.id, c.archived_at, c.revoked_at, c.version_id, c.was_active, c.issuer_id, i.enabled AS issuer_enabled,
         i.status AS issuer_status, (SELECT count(*) FROM job o WHERE o.certificate_id = c.id
-            AND o.type IN ('Issuance', 'Renewal') AND o.place IS NOT NULL) AS open_orders
+            AND o.type IN ('Issuance', 'Renewal') AND coalesce(o.place, '') <> '') AS open_orders
     FROM certificate c JOIN issuer i ON i.id = c.issuer_id WHERE c.id IN ({ids:$1}) ORDER BY c.id
     """
 )
