@@ -20,6 +20,7 @@ from certctl_server.certificates.status import hold
 
 KIND = "Certificate"
 UNDER_WAY = Objection("A renewal is under way", settled=True)
+FORBIDDEN = Objection("Nothing can be ordered for it", settled=False)
 OWNED = db.Sql("SELECT id, archived_at, owner_id, team_id FROM certificate WHERE id IN ({ids:$1}) ORDER BY id")
 REASSIGN = db.Sql(
     """
@@ -55,7 +56,7 @@ async def renew_all(asked: Asked) -> Answer:
         made = await _order(rows, asked.actor)
         told = [{"certificate_id": id, "job_id": job_id} for id, ids in made.items() for job_id in ids]
         jobs.extend(told[: TOLD - len(jobs)])
-        return {row["id"]: UNDER_WAY for row in rows if row["id"] not in made}
+        return {row["id"]: FORBIDDEN for row in rows if row["id"] not in made}
 
     tally = await _in_sets(asked, RENEWABLE, judge, do)
     return {**await _told(asked, tally, "enqueued", "renewed"), "enqueued_jobs": jobs}
