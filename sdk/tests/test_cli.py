@@ -100,6 +100,20 @@ ACTIONS = {
     ("certs", "revoke", "mc-1", "--reason", "superseded"): ("certificates/mc-1/revoke", {"reason": "superseded"}),
     ("certs", "revoke", "mc-1"): ("certificates/mc-1/revoke", {"reason": "unspecified"}),
     ("certs", "deploy", "mc-1", "--target", "t"): ("certificates/mc-1/deploy", {"target_id": "t"}),
+    ("discovered", "claim", "dc-1", "--cert", "mc-1"): (
+        "discovered-certificates/dc-1/claim",
+        {"managed_certificate_id": "mc-1"},
+    ),
+    ("discovered", "claim", "dc-1", "--owner", "o", "--team", "t", "--issuer", "i"): (
+        "discovered-certificates/dc-1/claim",
+        {"create": True, "owner_id": "o", "team_id": "t", "issuer_id": "i"},
+    ),
+    ("discovered", "dismiss", "dc-1", "--reason", "lab"): ("discovered-certificates/dc-1/dismiss", {"reason": "lab"}),
+    ("network-scans", "create", "nst-1", "--cidr", "192.0.2.0/24", "--cidr", "10.0.0.1", "--port", "8443"): (
+        "network-scan-targets",
+        {"id": "nst-1", "name": "nst-1", "cidrs": ["192.0.2.0/24", "10.0.0.1"], "ports": [8443]},
+    ),
+    ("network-scans", "scan", "nst-1"): ("network-scan-targets/nst-1/scan", {}),
     ("jobs", "cancel", "job-1"): ("jobs/job-1/cancel", {}),
     ("jobs", "retry", "job-1"): ("jobs/job-1/retry", {}),
     ("agents", "tokens", "create", "--max-uses", "3"): ("agents/tokens", {"max_uses": 3}),
@@ -172,6 +186,51 @@ def test_jobs_are_retried_in_bulk(certctl, server):
     certctl("jobs", "retry", "j-1", "j-2")
     assert sent(server)[3] == {"job_ids": ["j-1", "j-2"]}
     assert certctl("jobs", "retry").exit_code == 2
+
+
+def bulk(verb):
+    totals = {"total_matched": 4, f"total_{verb}": 1, "total_skipped": 2, "total_failed": 1}
+    errors = [{"certificate_id": "mc-9", "error": "Certificate not found"}]
+    return 200, {**totals, "errors": errors, "reasons": {"Certificate not found": 1, "A renewal is under way": 2}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verb", "body", "done"),
+    [
+        (("bulk-renew", "mc-1", "mc-9", "--dry-run"), "enqueued",
+         {"certificate_ids": ["mc-1", "mc-9"], "dry_run": True}, "renewals ordered"),
+        (("bulk-revoke", "--issuer", "i", "--status", "Active,Expiring", "--reason", "superseded"), "revoked",
+         {"filter": {"issuer_id": "i", "status": "Active,Expiring"}, "reason": "superseded"}, "revoked"),
+        (("bulk-reassign", "--owner", "o-1", "--to-owner", "o-2", "--to-team", "t-2"), "reassigned",
+         {"filter": {"owner_id": "o-1"}, "owner_id": "o-2", "team_id": "t-2"}, "given away"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_certificates_are_renewed_revoked_and_given_away_in_bulk(certctl, server, arguments, verb, body, done):
+    path = f"/api/v1/certificates/{arguments[0]}"
+    server.answers["POST", path] = bulk(verb)
+    said = certctl("certs", *arguments)
+    assert said.exit_code == 0, said.output
+    assert sent(server) == ("POST", path, {}, body)
+    counted = f"4 match: 1 {done}, 2 left alone, 1 not possible"
+    assert said.stdout.strip() == f"{counted}; Certificate not found: 1; A renewal is under way: 2"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("bulk-renew",), ("bulk-revoke", "--reason", "superseded"), ("bulk-reassign", "--to-owner", "o")]
+)
+def test_a_bulk_action_on_everything_is_not_taken_for_meant(certctl, server, arguments):
+    assert certctl("certs", *arguments).exit_code == 2
+    assert server.asked == []
+
+
+def test_a_network_is_changed_and_deleted(certctl, server):
+    server.answers["PUT", "/api/v1/network-scan-targets/nst-1"] = (200, {"id": "nst-1"})
+    server.answers["DELETE", "/api/v1/network-scan-targets/nst-1"] = (204, {})
+    assert certctl("network-scans", "update", "nst-1", "--disabled", "--every", "12").exit_code == 0
+    assert sent(server)[3] == {"enabled": False, "scan_interval_hours": 12}
+    assert certctl("network-scans", "delete", "nst-1").exit_code == 0
+    assert sent(server)[0] == "DELETE"
 
 
 def test_an_order_needs_only_a_name(certctl, server):

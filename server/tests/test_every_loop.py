@@ -39,6 +39,7 @@ LATE = (
     "UPDATE job SET scheduled_at = {after:-172800} WHERE status = 'AwaitingCSR'",
     "UPDATE job SET lease_until = {after:-60} WHERE owner = 'agent:a' AND status = 'Running'",
     "UPDATE job SET kept_since = {after:-31536000} WHERE place = 'old' OR lane = 'old'",
+    "INSERT INTO follow_up (reference, row_id, reached) VALUES ('issuer_id', 'iss-local', '')",
 )
 
 

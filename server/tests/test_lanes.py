@@ -18,8 +18,8 @@ from certctl_sdk.testing.http_peer import HttpPeer, Reply
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM
 from certctl_server.audit.tables import AuditEvent
-from certctl_server.certificates.act import revocation_job
 from certctl_server.certificates.orders import Order, order
+from certctl_server.certificates.revoke import revocation_job
 from certctl_server.certificates.status import settle
 from certctl_server.certificates.tables import Certificate, CertificateVersion
 from certctl_server.issuers.tables import Issuer

@@ -22,6 +22,7 @@ from certctl_server.audit.archives import archive
 from certctl_server.audit.export import verifiable
 from certctl_server.auth.keys import create_key
 from certctl_server.auth.roles import Role
+from certctl_server.certificates import follow
 from certctl_server.db import session
 from certctl_server.reserved import put_webhook
 from certctl_server.start import _first_rows
@@ -92,6 +93,14 @@ LISTS = [
     "policies/pr-allowed-environments/violations?resolved=false&sort=-created_at",
     "policies/pr-allowed-environments/violations?certificate_id=mc-plenty-2",
     "policies/pr-allowed-environments/violations?severity=Warning&page_size=10",
+    "discovered-certificates?",
+    "discovered-certificates?status=Unmanaged",
+    "discovered-certificates?agent_id=ag-1",
+    "discovered-certificates?is_ca=true",
+    "discovered-certificates?key_algorithm=RSA",
+    "discovery-scans?agent_id=ag-1",
+    "discovery-summary",
+    "network-scan-targets?",
     "metrics",
     "stats/summary",
     "stats/certificates-by-status",
@@ -219,6 +228,7 @@ class Walk:
         await self.own_key()
         await self.approval()
         await self.policies()
+        await self.in_bulk()
         for path in LISTS:
             await self.ask("GET", path)
         await self.ask("GET", "certificates/mc-plenty-7")
@@ -247,6 +257,18 @@ class Walk:
         assert answer.status_code == 400, answer.text
         await self.ask("PUT", "policies/pr-flow", {"enabled": False})
         await self.ask("DELETE", "policies/pr-flow")
+
+    async def in_bulk(self):
+        """Act on a few certificates by a filter each, and let some follow what they refer to."""
+        few = [f"mc-plenty-{n}" for n in range(40, 50)]
+        await self.ask("POST", "certificates/bulk-renew", {"certificate_ids": few[:3]})
+        await self.ask("POST", "certificates/bulk-revoke", {"filter": {"name": "plenty-44"}, "reason": "keyCompromise"})
+        await self.ask("POST", "certificates/bulk-reassign", {"certificate_ids": few[5:], "owner_id": "o-3"})
+        await self.ask("POST", "renewal-policies", {"id": "rp-few", "name": "few"})
+        for id in few[5:]:
+            await self.ask("PUT", f"certificates/{id}", {"renewal_policy_id": "rp-few"})
+        await self.ask("PUT", "renewal-policies/rp-few", {"auto_renew": False})
+        assert "<html" in (await self._person.get("/api/v1/digest/preview")).text
 
     async def approval(self):
         policy = {"id": "rp-flow", "name": "with approval", "requires_approval": True}
@@ -336,6 +358,7 @@ async def pg_walks(text, args, tables):
 
 @pytest.mark.timeout(600)
 async def test_nothing_that_the_flow_asks_walks_through_a_whole_table(plenty, ctx, connect, monkeypatch, tmp_path):
+    monkeypatch.setattr(follow, "SET", 2)
     await _first_rows()
     ctx.plugins, ctx.bell = plugins.load(), engine.bell
     heard = Heard()

@@ -17,9 +17,11 @@ from certctl_server.agents.routes import routes as agents
 from certctl_server.audit.routes import routes as audit
 from certctl_server.auth.guard import Guard
 from certctl_server.auth.routes import routes as auth
+from certctl_server.certificates.bulk_routes import routes as bulk
 from certctl_server.certificates.routes import routes as certificates
 from certctl_server.connectors.routes import routes as connectors
 from certctl_server.context import Context
+from certctl_server.digest.routes import routes as digest
 from certctl_server.discovery.routes import routes as discovery
 from certctl_server.errors import HANDLERS
 from certctl_server.http.answer import Answer
@@ -27,6 +29,7 @@ from certctl_server.http.calls import CallLog
 from certctl_server.http.front import Apps, Front
 from certctl_server.issuers.routes import routes as issuers
 from certctl_server.jobs.routes import routes as jobs
+from certctl_server.network_scans.routes import routes as network_scans
 from certctl_server.notices.routes import routes as notices
 from certctl_server.people.routes import routes as people
 from certctl_server.policies.routes import routes as policies
@@ -42,6 +45,7 @@ ROUTES: list[ControllerRouterHandler] = [
     *audit,
     *auth,
     *certificates,
+    *bulk,
     *jobs,
     *people,
     *policies,
@@ -52,6 +56,8 @@ ROUTES: list[ControllerRouterHandler] = [
     *targets,
     *discovery,
     *stats,
+    *network_scans,
+    *digest,
     *telemetry,
     *version,
 ]

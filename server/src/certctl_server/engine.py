@@ -19,7 +19,7 @@ from certctl_server import restored, tally
 from certctl_server.agents.health import watch
 from certctl_server.agents.proof import presume
 from certctl_server.audit.sealer import seal
-from certctl_server.certificates import renewal, rollout, windows
+from certctl_server.certificates import follow, renewal, rollout, windows
 from certctl_server.certificates.rollout_state import LOOP as ROLLOUTS
 from certctl_server.certificates.timing import LOOP as WINDOWS
 from certctl_server.connectors.instances import Instances
@@ -140,6 +140,7 @@ def loops_of(ctx: Context, sweeper: Sweeper) -> Sequence[Loop]:
         Loop(ROLLOUTS, ROLLOUTS_EVERY, rollout.advance, looks=LOOKS),
         Loop("agent health", intervals.agent_health_check_interval, watch),
         Loop("status flips", timedelta(seconds=1), renewal.flips),
+        Loop(follow.LOOP, LOOKS, follow.look),
         Loop("audit sealer", SEAL_EVERY, partial(seal, ctx)),
         Loop("restores", RESTORES_EVERY, partial(restored.watch, ctx)),
         Loop("tally folder", FOLD_EVERY, tally.fold),

@@ -22,7 +22,7 @@ from certctl_server.audit import chain, sealer, witness
 from certctl_server.audit.record import SYSTEM, Event, record
 from certctl_server.audit.witness import EPOCH, Witness
 from certctl_server.certificates.rollout import halt_all
-from certctl_server.certificates.status import CHUNK, hold_of, settle
+from certctl_server.certificates.status import hold_of, settle
 from certctl_server.certificates.versions import CALLED_OFF
 from certctl_server.context import Context
 from certctl_server.jobs.intents import RESTORED
@@ -38,6 +38,8 @@ ELSEWHERE = "PostgreSQL says that this is another database than the one that was
 WENT_BACK = "the audit trail lacks what was seen of it before"
 CALLED_OFF_BY = "the database was restored: look at what the target serves, then deploy again"
 IDENTITY = "database_identity"
+CHUNK = 2000
+"""Certificates that are settled by one set of statements."""
 # One at a time; others then see that it was noticed.
 LOCK = db.Sql(postgres="SELECT pg_advisory_xact_lock(7381952)", sqlite="SELECT 1 AS locked")
 KEEP = db.Sql(

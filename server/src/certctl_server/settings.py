@@ -184,6 +184,14 @@ class Webhook(Group):
     secret: SecretStr = SecretStr("")
 
 
+class NetworkScan(Group):
+    """Whether anything in a network is probed."""
+
+    model_config = SettingsConfigDict(env_prefix=f"{PREFIX}NETWORK_SCAN_")
+
+    enabled: Flag = False
+
+
 class Settings(Group):
     """What one server process runs by."""
 
@@ -195,6 +203,7 @@ class Settings(Group):
     scheduler: Scheduler = Field(default_factory=Scheduler)
     job: Job = Field(default_factory=Job)
     webhook: Webhook = Field(default_factory=Webhook)
+    network_scan: NetworkScan = Field(default_factory=NetworkScan)
 
     data_dir: Path = Field(default_factory=lambda: profile_file.data_dir(present()))
     max_body_size: PositiveInt = 1_048_576

@@ -10,6 +10,7 @@ from certctl_server.certificates.tables import (
     Certificate,
     CertificateTarget,
     CertificateVersion,
+    FollowUp,
     Revocation,
     Rollout,
     RolloutTarget,
@@ -18,6 +19,7 @@ from certctl_server.connectors.tables import ConnectorMemory
 from certctl_server.discovery.tables import DiscoveredCertificate, DiscoveryScan
 from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs.tables import Budget, Intent, Job, Lane, Lease, LoopBeat
+from certctl_server.network_scans.tables import NetworkScanTarget
 from certctl_server.notices.tables import Notification, Notifier
 from certctl_server.people.tables import Owner, Team
 from certctl_server.policies.tables import PolicyRule, PolicyViolation
@@ -49,6 +51,7 @@ TABLES: tuple[type[Table], ...] = (
     RolloutTarget,
     Revocation,
     BlockedKey,
+    FollowUp,
     Lane,
     Budget,
     Job,
@@ -60,6 +63,7 @@ TABLES: tuple[type[Table], ...] = (
     DiscoveredCertificate,
     PolicyRule,
     PolicyViolation,
+    NetworkScanTarget,
     AuditEvent,
     AuditCheckpoint,
     Tally,

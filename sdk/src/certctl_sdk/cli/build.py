@@ -91,6 +91,14 @@ def delete_command(path: str, words: str) -> click.Command:
     return click.Command("delete", callback=run, params=[click.Argument(["id"])], help=words)
 
 
+def counted(found: Mapping[str, Any], verb: str, done: str) -> str:
+    """Return what a bulk action came to: ``total_<verb>`` of all that match were ``done``."""
+    return (
+        f"{found['total_matched']} match: {found[f'total_{verb}']} {done}, {found['total_skipped']} left alone,"
+        f" {found['total_failed']} not possible"
+    )
+
+
 def assigned(pairs: Sequence[str]) -> dict[str, Any]:
     """Return what ``key=value`` pairs say; values that are JSON are taken as such, others as text.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from certctl_sdk.cli import certs_bulk
 from certctl_sdk.cli.build import get_command, list_command, part_command
 from certctl_sdk.cli.session import Session, with_session
 
@@ -38,6 +39,8 @@ def certs() -> None:
 
 certs.add_command(list_command(PATH, COLUMNS, FILTERS, "List certificates."))
 certs.add_command(get_command(PATH, "Show one certificate."))
+for command in certs_bulk.commands(PATH, FILTERS):
+    certs.add_command(command)
 
 
 @certs.command("create")

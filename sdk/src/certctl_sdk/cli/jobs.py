@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from certctl_sdk.cli.build import action, get_command, list_command
+from certctl_sdk.cli.build import action, counted, get_command, list_command
 from certctl_sdk.cli.session import Session, with_session
 
 COLUMNS = ("id", "type", "certificate_id", "target_id", "status", "attempts", "last_error")
@@ -43,6 +43,5 @@ def retry(session: Session, ids: tuple[str, ...], *, dry_run: bool, **filters: A
             return
         body = {"job_ids": list(ids), "filter": given, "dry_run": dry_run}
         found = client.post("jobs", "bulk-retry", body={name: value for name, value in body.items() if value})
-    said = "{total_matched} match: {total_retried} tried again, {total_skipped} left alone, {total_failed} not possible"
     faults = [f"{each['job_id']}: {each['error']}" for each in found["errors"][:10]]
-    session.say(found, "; ".join([said.format_map(found), *faults]))
+    session.say(found, "; ".join([counted(found, "retried", "tried again"), *faults]))

@@ -29,8 +29,11 @@ class Session:
     """``table`` or ``json``."""
 
     @contextlib.contextmanager
-    def client(self) -> Iterator[Client]:
-        """The server; what goes wrong with it ends the program with one line and status 1."""
+    def client(self, *, timeout: float | None = None) -> Iterator[Client]:
+        """The server; what goes wrong with it ends the program with one line and status 1.
+
+        ``timeout`` is how many seconds one call may take, if that is not the usual number.
+        """
         from certctl_sdk import client  # noqa: PLC0415  # brings httpx: not for those who only want help
         from certctl_sdk.cli.output import inert  # noqa: PLC0415
 
@@ -38,7 +41,7 @@ class Session:
             access = client.access(os.environ, server=self.server, api_key=self.api_key, ca_file=self.ca_file)
             if access.in_the_clear:
                 click.echo(f"warning: your key crosses the network unencrypted: {access.url} is plain HTTP", err=True)
-            with client.Client(access) as found:
+            with client.Client(access, timeout=timeout or client.TIMEOUT_SECONDS) as found:
                 yield found
         except client.ClientError as exc:
             click.echo(f"error: {inert(str(exc))}", err=True)

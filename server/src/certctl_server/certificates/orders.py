@@ -33,6 +33,7 @@ WANTED = db.Sql(
     f"""
     SELECT DISTINCT {SUBJECT}, c.created_at, t.agent_id, p.max_retries, p.renewal_window_days,
         p.alert_thresholds_days, p.maintenance_windows, v.id AS version_id, v.not_before, v.not_after,
+        (p.auto_renew AND i.enabled) AS automatic,
         (p.requires_approval OR coalesce(f.requires_approval, false)) AS approval
     FROM certificate c JOIN renewal_policy p ON p.id = c.renewal_policy_id JOIN issuer i ON i.id = c.issuer_id
         LEFT JOIN certificate_profile f ON f.id = c.certificate_profile_id
@@ -131,6 +132,8 @@ def _able(rows: list[db.Row], asked: Order) -> list[db.Row]:
         agent_id = None if asked.csr_pem else row["agent_id"]
         homeless = agent_id is None and not asked.csr_pem
         gone = row["archived_at"] is not None or (row["revoked_at"] is not None and not asked.force)
+        # Its due moment may not follow its issuer or its policy yet.
+        gone = gone or (asked.automatic and not row["automatic"])
         if gone or (homeless and any(agents[row["id"]])) or (asked.agent_id and agent_id != asked.agent_id):
             continue
         if asked.only is None or (row["id"], agent_id) in asked.only:

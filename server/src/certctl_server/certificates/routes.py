@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from certctl_core.certificate import Status
@@ -13,8 +13,9 @@ from certctl_server import db
 from certctl_server.auth.principal import Req, Where, actor_of
 from certctl_server.auth.roles import LISTED, READ, WRITE
 from certctl_server.body import ID, Name, Time, changes, new
-from certctl_server.certificates.act import REASONS, Renewal, redeploy, renew, revoke
+from certctl_server.certificates.act import Renewal, redeploy, renew
 from certctl_server.certificates.create import IMPORT, IMPORTED, Wanted, archive, change, create
+from certctl_server.certificates.revoke import REASONS, Revocation, revoke
 from certctl_server.certificates.tables import Certificate, CertificateVersion
 from certctl_server.connectors.rows import listing
 from certctl_server.context import Ctx
@@ -90,10 +91,13 @@ class DeployBody(msgspec.Struct):
     target_id: ID = ""
 
 
+Reason: TypeAlias = Literal[tuple(REASONS)]  # type: ignore[valid-type]  # the table of reasons is the type
+
+
 class RevokeBody(msgspec.Struct):
     """Why it is revoked."""
 
-    reason: Literal[tuple(REASONS)] = "unspecified"  # type: ignore[valid-type]  # the table of reasons is the type
+    reason: Reason = "unspecified"
 
 
 PLAIN = (
@@ -292,9 +296,9 @@ def _triggered(status: str, ids: Sequence[str]) -> Row:
 @post(BASE + "/{id:str}/revoke", opt={"roles": WRITE}, status_code=200)
 async def revoke_(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
     """Revoke."""
-    row = await one(Certificate, id, request.user, "Certificate")
+    await one(Certificate, id, request.user, "Certificate")
     body = await new(request, RevokeBody)
-    state = await revoke(row, body.reason, ctx.plugins, actor_of(request))
+    state = await revoke(id, Revocation(body.reason, ctx.plugins, actor_of(request)))
     return {"status": "revoked", "revocation_state": state}
 
 

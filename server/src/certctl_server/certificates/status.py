@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -110,11 +110,6 @@ SOON = timedelta(hours=1)
 """The loops look at least this often by themselves; what is due sooner wakes them."""
 DUE = {"renew_due_at": "renewal", "alert_due_at": "notifications"}
 """Due moments, and the loop that each wakes."""
-CHUNK = 2000
-REFERRING = {
-    column: db.Sql(f"SELECT id FROM certificate WHERE {column} = $1 AND id > $2 ORDER BY id LIMIT $3")  # noqa: S608  # ours
-    for column in ("issuer_id", "renewal_policy_id")
-}
 POSTPONE = db.Sql("UPDATE certificate SET renew_due_at = {after:$3} WHERE id IN ({ids:$1}) AND renew_due_at <= $2")
 FLIPPING = db.Sql("SELECT id FROM certificate WHERE flip_at <= $1 ORDER BY flip_at LIMIT $2")
 
@@ -271,17 +266,3 @@ async def flip(now: datetime) -> int:
     ids = [row["id"] for row in await db.fetch(FLIPPING, now, FLIPS)]
     await settle(ids, now=now)
     return len(ids)
-
-
-async def referring(column: str, id: str) -> AsyncIterator[list[str]]:
-    """Yield the certificates whose ``column`` (``issuer_id``, ``renewal_policy_id``) refers to a row, in chunks."""
-    last = ""
-    while rows := await db.fetch(REFERRING[column], id, last, CHUNK):
-        last = rows[-1]["id"]
-        yield [row["id"] for row in rows]
-
-
-async def settle_referring(column: str, id: str, *, actor: Actor = SYSTEM) -> None:
-    """Settle every certificate whose ``column`` refers to a row that changed."""
-    async for ids in referring(column, id):
-        await settle(ids, actor=actor)

@@ -138,3 +138,16 @@ class RolloutTarget(Table):
     version_id = Varchar(length=128)
     previous_version_id = Varchar(length=128, null=True, default=None)
     wave = BigInt(null=True, default=None)
+
+
+class FollowUp(Table):
+    """How far certificates have followed a change of what they refer to. The real key is (reference, row_id).
+
+    ``reference`` names the column of ``certificate``, ``row_id`` the row it leads to. Those up to ``reached`` are done
+    since the last change, the ``round``th.
+    """
+
+    reference = Varchar(length=64, primary_key=True)
+    row_id = Varchar(length=128)
+    reached = Varchar(length=128)
+    round = BigInt(default=0)

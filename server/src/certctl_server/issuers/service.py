@@ -11,7 +11,7 @@ import msgspec
 
 from certctl_server import db
 from certctl_server.body import Name
-from certctl_server.certificates.status import settle_referring
+from certctl_server.certificates.follow import follow
 from certctl_server.connectors.config import files
 from certctl_server.connectors.service import Change, Family, Given
 from certctl_server.errors import conflict
@@ -85,7 +85,7 @@ async def _written(change: Change) -> None:
         raise conflict("The type of an issuer in use stays as it is")
     limits = json.loads(change.after["limits"]) if change.after["limits"] else {}
     if change.changed("enabled"):
-        await settle_referring("issuer_id", change.id, actor=change.actor)
+        await follow("issuer_id", change.id, actor=change.actor)
     lane = lane_of_issuer(change.id)
     # Jobs before their lane: who ends one locks in this order as well.
     if change.changed("limits"):

@@ -10,7 +10,7 @@ from certctl_core.plugins import Plugins
 
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Event, record
-from certctl_server.certificates.act import REASONS, REVOCATIONS, revocation_job, told_state
+from certctl_server.certificates.revoke import REASONS, REVOCATIONS, revocation_job, told_state
 from certctl_server.ids import new_id
 from certctl_server.jobs import bell, intents
 from certctl_server.jobs.create import create

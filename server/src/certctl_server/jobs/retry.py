@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from certctl_core.job import ORDERS, JobState, JobType
 from certctl_core.policy import Breach
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, record
+from certctl_server.bulk import Answer, Objection, Selection, Tally
 from certctl_server.certificates.orders import Order, place
 from certctl_server.certificates.rollout_state import is_held
 from certctl_server.certificates.status import hold, settle
 from certctl_server.certificates.versions import deploy, fitting
-from certctl_server.filters import Bound
 from certctl_server.jobs import bell
 from certctl_server.jobs.create import (
     NewJob,
@@ -33,8 +33,6 @@ from certctl_server.jobs.tables import Job
 from certctl_server.policies.judge import Breaches, refusal
 
 CHUNK = 500
-ERRORS = 10_000
-"""As many faults are told one by one; all are counted."""
 CHANGED = "What the job was for has changed since: agent, version or order"
 # Ids are made in the order of time: of two jobs for the same place the newer one comes first.
 PAGE = """SELECT item.id, item.certificate_id FROM job AS item
@@ -50,19 +48,8 @@ FACTS = db.Sql(
     """
 )
 HOLDERS = db.Sql("SELECT place, id FROM job WHERE place IN ({ids:$1})")
-KNOWN = db.Sql("SELECT id FROM job WHERE id IN ({ids:$1})")
 SET_PLACES = db.update_rows("job", "id", {"place": "text"})
 TELLING = frozenset({JobType.REVOCATION, JobType.NOTIFICATION})
-Answer: TypeAlias = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Objection:
-    """Why a job is not tried again."""
-
-    why: str
-    settled: bool
-    """Nothing is wrong: what it was for is done by another one, or not wanted any more."""
 
 
 @dataclass(slots=True)
@@ -242,33 +229,27 @@ class _Undo(Exception):
     """Ends a transaction without a trace."""
 
 
-async def retry_all(condition: str, bound: Bound, ids: Iterable[str], actor: Actor, *, dry_run: bool) -> Answer:
-    """Try every job again that ``condition`` on ``item`` admits; with ``dry_run`` only count, by doing and undoing it.
+async def retry_all(selection: Selection, actor: Actor, *, dry_run: bool) -> Answer:
+    """Try every job again that is selected; with ``dry_run`` only count, by doing and undoing it.
 
-    ``ids`` are those that the caller named: whoever is not there is a failure. Each set of jobs is a transaction.
+    Whoever was named and is not there is a failure. Each set of jobs is a transaction.
     """
-    named = list(ids)
-    known = {row["id"] for row in await db.fetch(KNOWN, json.dumps(named))}
-    errors = [{"job_id": id, "error": "Job not found"} for id in named if id not in known]
+    tally = Tally()
+    tally.object(dict.fromkeys(await selection.unknown(), Objection("Job not found", settled=False)))
+    condition, bound = selection.condition, selection.bound
     [row] = await db.fetch(db.Sql(OTHERS.format(condition=condition)), *bound.args)
-    retried, skipped, failed = 0, row["others"], len(errors)
+    tally.skipped += row["others"]
     holders: dict[str, str] = {}
     page, args = PAGE.format(condition=condition, last=bound.add("\x7f"), most=bound.add(CHUNK)), bound.args
     while rows := await db.fetch(db.Sql(page), *args):
         args = [*args[:-2], rows[-1]["id"], CHUNK]
         outcome = await _retry_page(rows, actor, holders, dry_run=dry_run)
-        retried += len(outcome.done)
-        for id, found in outcome.objections.items():
-            if found.settled:
-                skipped += 1
-                continue
-            failed += 1
-            errors.append({"job_id": id, "error": found.why})
-    told = {"retried": retried, "skipped": skipped, "failed": failed}
+        tally.done += len(outcome.done)
+        tally.object(outcome.objections)
     if not dry_run:
+        told = {"retried": tally.done, "skipped": tally.skipped, "failed": tally.failed}
         await record([Event(actor, "jobs_retried", "job", "", told)])
-    totals = {f"total_{name}": number for name, number in told.items()}
-    return {"total_matched": sum(told.values()), **totals, "errors": errors[:ERRORS]}
+    return tally.answer("job", "retried")
 
 
 async def _retry_page(rows: Sequence[db.Row], actor: Actor, holders: dict[str, str], *, dry_run: bool) -> Outcome:

@@ -16,6 +16,7 @@ from certctl_server.agents.proof import Seen, verify
 from certctl_server.auth.principal import Req, Where, actor_of, agent_caller, visible
 from certctl_server.auth.roles import LISTED, OWN_AGENT, READ, WRITE
 from certctl_server.body import ID, new
+from certctl_server.bulk import Ids, select
 from certctl_server.certificates.orders import approved
 from certctl_server.certificates.rollout import release
 from certctl_server.certificates.rollout_state import poke
@@ -24,12 +25,12 @@ from certctl_server.certificates.versions import CALLED_OFF
 from certctl_server.context import Ctx
 from certctl_server.crud import one
 from certctl_server.errors import Refused, conflict, invalid
-from certctl_server.filters import Bound, any_of, equal, word
+from certctl_server.filters import equal, word
 from certctl_server.jobs.priorities import URGENT
 from certctl_server.jobs.retry import facts_of, retry, retry_all
 from certctl_server.jobs.state import cancel, move
 from certctl_server.jobs.tables import Job
-from certctl_server.lists import Row, conditions, list_response, listed, tallied
+from certctl_server.lists import Row, list_response, listed, tallied
 
 BASE = "/api/v1/jobs"
 ONE = BASE + "/{id:str}"
@@ -53,7 +54,7 @@ class ReasonBody(msgspec.Struct):
 class BulkRetryBody(msgspec.Struct):
     """Which jobs; selectors narrow each other down."""
 
-    job_ids: Annotated[list[ID], msgspec.Meta(max_length=10_000)] = msgspec.field(default_factory=list)
+    job_ids: Ids = msgspec.field(default_factory=list)
     filter: dict[str, Any] = msgspec.field(default_factory=dict)
     dry_run: bool = False
 
@@ -174,28 +175,10 @@ async def bulk_retry(request: Req) -> Row:
     body = await new(request, BulkRetryBody)
     if not body.job_ids and not body.filter:
         raise invalid({"job_ids": "name some, or give a filter"})
-    bound = Bound()
-    found = conditions_of(body, bound, visible(request.user, Job))
-    return await retry_all(found, bound, dict.fromkeys(body.job_ids), actor_of(request), dry_run=body.dry_run)
-
-
-def conditions_of(body: BulkRetryBody, bound: Bound, seen: Where | None) -> str:
-    """Return the condition that the selectors of a body make together; named jobs may be internal ones."""
+    # Named jobs may be internal ones.
     spec = replace(JOBS, unless={}) if body.job_ids else JOBS
-    given, faults = {}, {}
-    for name, value in body.filter.items():
-        texts = value if isinstance(value, list) else [value]
-        if texts and all(isinstance(each, str) and each for each in texts):
-            given[name] = ",".join(texts)
-        else:
-            faults[f"filter.{name}"] = "is neither a text nor a list of texts"
-    try:
-        found = conditions(spec, given, bound, seen)
-    except Refused as exc:
-        raise invalid(faults | {f"filter.{name}": text for name, text in exc.faults.items()}) from exc
-    if faults:
-        raise invalid(faults)
-    return f"{found} AND {any_of('item.id', body.job_ids, bound)}" if body.job_ids else found
+    found = select(spec, visible(request.user, Job), body.job_ids, body.filter)
+    return await retry_all(found, actor_of(request), dry_run=body.dry_run)
 
 
 async def _settle(row: Row) -> None:

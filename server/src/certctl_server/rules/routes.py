@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from certctl_server.body import FAULT, ID, Name
-from certctl_server.certificates.status import referring, settle
-from certctl_server.certificates.windows import time_anew
+from certctl_server.certificates.follow import follow
 from certctl_server.context import Context
 from certctl_server.crud import Crud, crud_routes
 from certctl_server.filters import flag
@@ -92,9 +91,7 @@ class PolicyBody(msgspec.Struct):
 
 async def _changed(_: Context, id: str) -> None:
     """Let certificates and their waiting jobs follow a renewal policy."""
-    async for ids in referring("renewal_policy_id", id):
-        await time_anew(ids)
-        await settle(ids)
+    await follow("renewal_policy_id", id)
 
 
 PROFILES = Crud(

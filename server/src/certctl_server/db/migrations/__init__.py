@@ -12,6 +12,7 @@ from certctl_server.db.migrations import (
     m0005_retention,
     m0006_policies,
     m0007_tally,
+    m0008_bulk,
     m0009_access,
     m0010_audit,
 )
@@ -24,6 +25,7 @@ STEPS = (
     m0005_retention,
     m0006_policies,
     m0007_tally,
+    m0008_bulk,
     m0009_access,
     m0010_audit,
 )

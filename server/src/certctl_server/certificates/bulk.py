@@ -1,0 +1,143 @@
+"""Renew, revoke or hand over all certificates that match: each by the rules of one, in sets."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from certctl_core.job import JobType
+from certctl_core.policy import Breach
+
+from certctl_server import db
+from certctl_server.audit.record import Actor, Event, record
+from certctl_server.bulk import TOLD, Answer, Objection, Selection, Tally, carry_out
+from certctl_server.certificates.act import RENEWABLE, kind_of_order, unrenewable
+from certctl_server.certificates.orders import Order, place
+from certctl_server.certificates.revoke import REVOCABLE, Revocation, revoke_held, unrevocable
+from certctl_server.certificates.status import hold
+from certctl_server.policies.judge import Breaches, refusal, review
+
+KIND = "Certificate"
+UNDER_WAY = Objection("A renewal is under way", settled=True)
+IMPOSSIBLE = Objection("Nothing can be ordered for it", settled=False)
+OWNED = db.Sql("SELECT id, archived_at, owner_id, team_id FROM certificate WHERE id IN ({ids:$1}) ORDER BY id")
+REASSIGN = db.Sql(
+    """
+    UPDATE certificate SET owner_id = $2, team_id = coalesce(nullif($3, ''), team_id), updated_at = {now}
+    WHERE id IN ({ids:$1})
+    """
+)
+Judge: TypeAlias = Callable[[db.Row], Objection | None]
+Do: TypeAlias = Callable[[list[db.Row]], Awaitable[Mapping[str, Objection]]]
+"""Does what is wanted with certificates that nothing speaks against; returns those for which it came to nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which certificates, by whom, and whether only to count."""
+
+    selection: Selection
+    actor: Actor
+    dry_run: bool = False
+
+
+async def renew_all(asked: Asked) -> Answer:
+    """Order a renewal of every certificate that is selected and can be renewed now, whatever its window says."""
+    jobs: list[dict[str, str]] = []
+
+    def judge(row: db.Row) -> Objection | None:
+        if row["archived_at"] is None and row["open_orders"]:
+            return UNDER_WAY
+        why = unrenewable(row)
+        return Objection(why, settled=row["archived_at"] is not None) if why else None
+
+    async def do(rows: list[db.Row]) -> Mapping[str, Objection]:
+        made, forbidden = await _order(rows, asked.actor)
+        told = [{"certificate_id": id, "job_id": job_id} for id, ids in made.items() for job_id in ids]
+        jobs.extend(told[: TOLD - len(jobs)])
+        why = {id: Objection(refusal(broken), settled=False) for id, broken in forbidden.items()}
+        return {row["id"]: why.get(row["id"], IMPOSSIBLE) for row in rows if row["id"] not in made}
+
+    tally = await _in_sets(asked, RENEWABLE, judge, do)
+    return {**await _told(asked, tally, "enqueued", "renewed"), "enqueued_jobs": jobs}
+
+
+async def _order(rows: Sequence[db.Row], actor: Actor) -> tuple[Mapping[str, list[str]], Breaches]:
+    """Order renewals, or what was never issued; return the jobs of each certificate that got some, and what forbids."""
+    wanted: dict[JobType, list[str]] = defaultdict(list)
+    for row in rows:
+        wanted[kind_of_order(row)].append(row["id"])
+    made: dict[str, list[str]] = defaultdict(list)
+    forbidden: dict[str, Sequence[Breach]] = {}
+    for type_, ids in wanted.items():
+        placed = await place(ids, Order(type=type_), actor)
+        forbidden |= placed.forbidden
+        for job in placed.jobs:
+            made[str(job.certificate_id)].append(job.id)
+    await record(Event(actor, "renewal_triggered", "certificate", id, {"force": False}) for id in made)
+    return made, forbidden
+
+
+async def revoke_all(asked: Asked, revocation: Revocation) -> Answer:
+    """Revoke every certificate that is selected and can be."""
+
+    async def do(rows: list[db.Row]) -> Mapping[str, Objection]:
+        await revoke_held(rows, revocation)
+        return {}
+
+    tally = await _in_sets(asked, REVOCABLE, lambda row: unrevocable(row, revocation.reason), do)
+    return await _told(asked, tally, "revoked", "revoked", reason=revocation.reason)
+
+
+async def reassign_all(asked: Asked, owner_id: str, team_id: str) -> Answer:
+    """Give every certificate that is selected to an owner, and to a team unless ``team_id`` is empty."""
+    wanted = {"owner_id": owner_id} | ({"team_id": team_id} if team_id else {})
+
+    def judge(row: db.Row) -> Objection | None:
+        if row["archived_at"] is not None:
+            return Objection("The certificate is archived", settled=True)
+        if all(row[name] == value for name, value in wanted.items()):
+            return Objection("It is theirs already", settled=True)
+        return None
+
+    async def do(rows: list[db.Row]) -> Mapping[str, Objection]:
+        ids = [row["id"] for row in rows]
+        await db.fetch(REASSIGN, json.dumps(ids), owner_id, team_id)
+        told = {"fields": sorted(wanted), **wanted}
+        await record(Event(asked.actor, "certificate_updated", "certificate", id, told) for id in ids)
+        await review(ids, asked.actor)
+        return {}
+
+    tally = await _in_sets(asked, OWNED, judge, do)
+    return await _told(asked, tally, "reassigned", "reassigned", **wanted)
+
+
+async def _in_sets(asked: Asked, facts: db.Sql, judge: Judge, do: Do) -> Tally:
+    async def act(ids: list[str]) -> Mapping[str, Objection]:
+        if asked.dry_run:
+            return _judged(await db.fetch(facts, json.dumps(ids)), judge)
+        async with db.transaction():
+            # Judged once nobody else can change them.
+            await hold(ids)
+            rows = await db.fetch(facts, json.dumps(ids))
+            objections = _judged(rows, judge)
+            if able := [row for row in rows if row["id"] not in objections]:
+                objections |= await do(able)
+        return objections
+
+    return await carry_out(asked.selection, KIND, act)
+
+
+def _judged(rows: Sequence[db.Row], judge: Judge) -> dict[str, Objection]:
+    return {row["id"]: found for row in rows if (found := judge(row))}
+
+
+async def _told(asked: Asked, tally: Tally, verb: str, action: str, **details: str) -> Answer:
+    """Return the answer, once the trail says what was asked and what came of it."""
+    if not asked.dry_run:
+        counts = {verb: tally.done, "skipped": tally.skipped, "failed": tally.failed}
+        await record([Event(asked.actor, f"certificates_{action}", "certificate", "", {**details, **counts})])
+    return {**tally.answer("certificate", verb), "reasons": dict(tally.reasons)}

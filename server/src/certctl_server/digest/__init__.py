@@ -1,0 +1,1 @@
+"""A letter that says how the installation is."""

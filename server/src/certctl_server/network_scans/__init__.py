@@ -1,0 +1,1 @@
+"""Networks in which certificates are looked for."""
