@@ -27,6 +27,7 @@ from certctl_server.http.front import Apps, Front
 from certctl_server.issuers.routes import routes as issuers
 from certctl_server.jobs.routes import routes as jobs
 from certctl_server.notices.routes import routes as notices
+from certctl_server.openapi.routes import routes as openapi
 from certctl_server.people.routes import routes as people
 from certctl_server.rules.routes import routes as rules
 from certctl_server.targets.routes import routes as targets
@@ -47,6 +48,7 @@ ROUTES: list[ControllerRouterHandler] = [
     *targets,
     *discovery,
     *telemetry,
+    *openapi,
 ]
 """Every route of the API. A feature's ``routes.py`` has its own list, named here."""
 

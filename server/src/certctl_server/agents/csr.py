@@ -7,6 +7,7 @@ import json
 import time
 from contextlib import suppress
 from datetime import timedelta
+from typing import Literal
 
 from certctl_core.csr import CheckedCsr, CsrError, match_names, read_csr
 from certctl_core.errors import RejectedError
@@ -60,7 +61,7 @@ STATE = db.Sql("SELECT status, version_id, last_error FROM job WHERE id = $1")
 SAY = db.Sql("UPDATE job SET last_error = $2 WHERE id = $1 AND status = 'AwaitingCSR'")
 
 
-async def submit(agent: db.Row, csr_pem: str, certificate_id: str, actor: Actor) -> str:
+async def submit(agent: db.Row, csr_pem: str, certificate_id: str, actor: Actor) -> Literal["csr_signed", "csr_accepted"]:
     """Take a CSR; return ``csr_signed`` if the certificate came of it within ten seconds, else ``csr_accepted``.
 
     No database connection is held while waiting.

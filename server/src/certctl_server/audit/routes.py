@@ -1,5 +1,7 @@
 """The audit trail over HTTP: read only, as the database has it."""
 
+from typing import Any
+
 import msgspec
 from litestar import Response, get
 from litestar.params import FromPath
@@ -30,6 +32,8 @@ EVENTS = listed(
     show,
     (*SHOWN, *OPTIONAL, "details"),
     json=("details",),
+    optional=OPTIONAL,
+    types={"details": dict[str, Any]},
     keys={"timestamp": Key("item.timestamp", "time", may_be_empty=False)},
     order="-timestamp",
     filters={
@@ -47,13 +51,13 @@ EVENTS = listed(
 )
 
 
-@get("/api/v1/audit", opt={"roles": READ, "query": LISTED})
+@get("/api/v1/audit", opt={"roles": READ, "query": LISTED, "list": EVENTS})
 async def list_(request: Req) -> Response[bytes]:
     """List what was done, newest first."""
     return await list_response(request, EVENTS)
 
 
-@get("/api/v1/audit/{id:str}", opt={"roles": READ})
+@get("/api/v1/audit/{id:str}", opt={"roles": READ, "answer": EVENTS})
 async def get_(id: FromPath[str]) -> Row:
     """Return the event of this id, else the newest event about the resource of this id."""
     rows = await db.fetch(BY_ID, id) or await db.fetch(NEWEST_OF, id)

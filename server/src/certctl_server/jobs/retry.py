@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypedDict
 
 from certctl_core.job import ORDERS, JobState, JobType
 
@@ -51,7 +51,23 @@ HOLDERS = db.Sql("SELECT place, id FROM job WHERE place IN ({ids:$1})")
 KNOWN = db.Sql("SELECT id FROM job WHERE id IN ({ids:$1})")
 SET_PLACES = db.update_rows("job", "id", {"place": "text"})
 TELLING = frozenset({JobType.REVOCATION, JobType.NOTIFICATION})
-Answer: TypeAlias = dict[str, Any]
+
+
+class Unretried(TypedDict):
+    """A job that cannot be tried again."""
+
+    job_id: str
+    error: str
+
+
+class Retries(TypedDict):
+    """How many were tried again; every match is one of the three."""
+
+    total_matched: int
+    total_retried: int
+    total_skipped: int
+    total_failed: int
+    errors: list[Unretried]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,14 +241,14 @@ class _Undo(Exception):
     """Ends a transaction without a trace."""
 
 
-async def retry_all(condition: str, bound: Bound, ids: Iterable[str], actor: Actor, *, dry_run: bool) -> Answer:
+async def retry_all(condition: str, bound: Bound, ids: Iterable[str], actor: Actor, *, dry_run: bool) -> Retries:
     """Try every job again that ``condition`` on ``item`` admits; with ``dry_run`` only count, by doing and undoing it.
 
     ``ids`` are those that the caller named: whoever is not there is a failure. Each set of jobs is a transaction.
     """
     named = list(ids)
     known = {row["id"] for row in await db.fetch(KNOWN, json.dumps(named))}
-    errors = [{"job_id": id, "error": "Job not found"} for id in named if id not in known]
+    errors: list[Unretried] = [{"job_id": id, "error": "Job not found"} for id in named if id not in known]
     [row] = await db.fetch(db.Sql(OTHERS.format(condition=condition)), *bound.args)
     retried, skipped, failed = 0, row["others"], len(errors)
     holders: dict[str, str] = {}
@@ -250,8 +266,13 @@ async def retry_all(condition: str, bound: Bound, ids: Iterable[str], actor: Act
     told = {"retried": retried, "skipped": skipped, "failed": failed}
     if not dry_run:
         await record([Event(actor, "jobs_retried", "job", "", told)])
-    totals = {f"total_{name}": number for name, number in told.items()}
-    return {"total_matched": sum(told.values()), **totals, "errors": errors[:ERRORS]}
+    return {
+        "total_matched": sum(told.values()),
+        "total_retried": retried,
+        "total_skipped": skipped,
+        "total_failed": failed,
+        "errors": errors[:ERRORS],
+    }
 
 
 async def _retry_page(rows: Sequence[db.Row], actor: Actor, holders: dict[str, str], *, dry_run: bool) -> Outcome:

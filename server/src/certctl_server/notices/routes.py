@@ -1,6 +1,7 @@
 """Notifications and notifiers over HTTP."""
 
 from http import HTTPStatus
+from typing import Literal, TypedDict
 
 from litestar import Response, get, post
 from litestar.params import FromPath
@@ -25,6 +26,9 @@ NOTIFICATIONS = listed(
     Notification,
     show_notification,
     SHOWN,
+    name="NotificationEvent",
+    optional=("certificate_id", "sent_at", "error", "last_error", "next_retry_at"),
+    types={"last_error": str},
     keys={"last_error": Key("item.error")},
     order="-created_at",
     filters={
@@ -36,27 +40,39 @@ NOTIFICATIONS = listed(
 )
 
 
-@get("/api/v1/notifications", opt={"roles": READ, "query": LISTED})
+class MarkedAsRead(TypedDict):
+    """It counts as read."""
+
+    status: Literal["marked_as_read"]
+
+
+class Sent(TypedDict):
+    """The notifier took the message."""
+
+    status: Literal["sent"]
+
+
+@get("/api/v1/notifications", opt={"roles": READ, "query": LISTED, "list": NOTIFICATIONS})
 async def list_(request: Req) -> Response[bytes]:
     """List what was sent to people, newest first."""
     return await list_response(request, NOTIFICATIONS)
 
 
-@get("/api/v1/notifications/{id:str}", opt={"roles": READ})
+@get("/api/v1/notifications/{id:str}", opt={"roles": READ, "answer": NOTIFICATIONS})
 async def get_(request: Req, id: FromPath[str]) -> Row:
     """Return one message."""
     return show_notification(await one(Notification, id, request.user, "Notification"))
 
 
 @post("/api/v1/notifications/{id:str}/read", opt={"roles": WRITE}, status_code=HTTPStatus.OK)
-async def read(request: Req, id: FromPath[str]) -> Row:
+async def read(request: Req, id: FromPath[str]) -> MarkedAsRead:
     """Mark a message as read."""
     await mark_read(id, request.user, actor_of(request))
     return {"status": "marked_as_read"}
 
 
 @post("/{id:str}/test", opt={"roles": WRITE}, status_code=HTTPStatus.OK)
-async def test(request: Req, ctx: Ctx, id: FromPath[str]) -> Row:
+async def test(request: Req, ctx: Ctx, id: FromPath[str]) -> Sent:
     """Send a message that says it is a test."""
     await send_test(NOTIFIERS, ctx, request, id)
     return {"status": "sent"}
