@@ -89,8 +89,16 @@ class Crud:
         """What is listed, and what one object is."""
         names = (*self.names, *self.computed)
         said = {each.encode_name: each.type for each in msgspec.structs.fields(self.body) if each.name in names}
-        more = {"json": self.json, "filters": self.filters, "select": self.select, "optional": self.optional}
-        return listed(self.table, self.show, names, types={**said, **self.types}, **more)
+        return listed(
+            self.table,
+            self.show,
+            names,
+            json=self.json,
+            filters=self.filters,
+            select=self.select,
+            optional=self.optional,
+            types={**said, **self.types},
+        )
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from certctl_sdk.api import Readable, Rows
 from certctl_sdk.cli.session import Session, with_session
+
+if TYPE_CHECKING:
+    from certctl_sdk.client import Json
 
 PAGING = {
     "page": click.IntRange(min=1),
@@ -27,7 +31,7 @@ def list_command(path: str, columns: Sequence[str], filters: Mapping[str, str], 
     def run(session: Session, **given: Any) -> None:
         query = {filters.get(name, name): value for name, value in given.items()}
         with session.client() as client:
-            session.show_page(client.page(*path.split("/"), **query), columns)
+            session.show_page(client.send(Rows[Json, Json](path).list(query)), columns)
 
     options: list[click.Parameter] = [
         click.Option([f"--{name.replace('_', '-')}", name], help=f"Only with this {parameter.replace('_', ' ')}.")
@@ -47,7 +51,7 @@ def get_command(path: str, words: str) -> click.Command:
     @with_session
     def run(session: Session, id: str) -> None:
         with session.client() as client:
-            session.show(client.get(*path.split("/"), id))
+            session.show(client.send(Readable[Json, Json](path).get(id)))
 
     return click.Command("get", callback=run, params=[click.Argument(["id"])], help=words)
 

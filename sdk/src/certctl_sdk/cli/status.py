@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from certctl_sdk.api import health
 from certctl_sdk.cli.session import Session, with_session
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ COUNTED = {
 def status(session: Session) -> None:
     """Whether the server is well, and what it looks after."""
     with session.client() as client:
-        health = client.get("health")
-        session.show({"status": health.get("status"), **_figures(client)})
+        found = client.send(health())
+        session.show({"status": found["status"], **_figures(client)})
 
 
 def _figures(client: Client) -> Json:

@@ -7,7 +7,7 @@ import json
 import time
 from contextlib import suppress
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from certctl_core.csr import CheckedCsr, CsrError, match_names, read_csr
 from certctl_core.errors import RejectedError
@@ -57,11 +57,12 @@ HELD_KEY = db.Sql(
     ON CONFLICT (agent_id, certificate_id) DO UPDATE SET public_key_sha256 = excluded.public_key_sha256
     """
 )
+Outcome: TypeAlias = Literal["csr_signed", "csr_accepted"]
 STATE = db.Sql("SELECT status, version_id, last_error FROM job WHERE id = $1")
 SAY = db.Sql("UPDATE job SET last_error = $2 WHERE id = $1 AND status = 'AwaitingCSR'")
 
 
-async def submit(agent: db.Row, csr_pem: str, certificate_id: str, actor: Actor) -> Literal["csr_signed", "csr_accepted"]:
+async def submit(agent: db.Row, csr_pem: str, certificate_id: str, actor: Actor) -> Outcome:
     """Take a CSR; return ``csr_signed`` if the certificate came of it within ten seconds, else ``csr_accepted``.
 
     No database connection is held while waiting.
@@ -140,7 +141,7 @@ async def _check(job: db.Row, csr: CheckedCsr, actor: Actor) -> None:
         raise invalid({"csr_pem": str(exc)}) from exc
 
 
-async def _outcome(job_id: str) -> str:
+async def _outcome(job_id: str) -> Outcome:
     until = time.monotonic() + PATIENCE.total_seconds()
     while time.monotonic() < until:
         [row] = await db.fetch(STATE, job_id)

@@ -220,7 +220,7 @@ DEPLOYMENTS = replace(
     optional=TARGETS_LIST.optional | {*LAST, "rollout"},
     types={
         **TARGETS_LIST.types,
-        **{name: str for name in ("last_job_id", "served_fingerprint")},
+        **dict.fromkeys(("last_job_id", "served_fingerprint"), str),
         "last_deployed_at": Time,
         "last_status": JobState,
         "deployment_state": Deployed,

@@ -16,7 +16,7 @@ from certctl_server.body import changes, new
 from certctl_server.connectors.service import Family, create, remove, selected, stored, update
 from certctl_server.context import Ctx
 from certctl_server.crud import bodies, one
-from certctl_server.filters import Filter, equal, flag, word
+from certctl_server.filters import Described, Filter, equal, flag, word
 from certctl_server.http.answer import Answer
 from certctl_server.lists import Key, ListSpec, Row, list_response, listed
 
@@ -62,6 +62,9 @@ def configured_routes(
 
 def listing(family: Family, filters: dict[str, Filter]) -> ListSpec:
     """Return what the list of a family is, but for what hangs on the installed connectors."""
+    # Which there are hangs on what is installed.
+    texts = {"type": "array", "items": {"type": "string", "examples": list(family.types)}}
+    kinds = Described(equal("item.type"), texts)
     said = {each.encode_name: each.type for each in msgspec.structs.fields(family.body) if each.name in family.more}
     return listed(
         family.table,
@@ -73,5 +76,10 @@ def listing(family: Family, filters: dict[str, Filter]) -> ListSpec:
         name=family.object_name,
         optional=("config_warnings", *family.optional),
         types={"config": dict[str, Any], "config_warnings": list[str], **said},
-        filters={"type": equal("item.type"), "enabled": flag("item.enabled"), "status": word(family.status, family.states), **filters},
+        filters={
+            "type": kinds,
+            "enabled": flag("item.enabled"),
+            "status": word(family.status, family.states),
+            **filters,
+        },
     )

@@ -134,8 +134,8 @@ class DiscoverySummary(TypedDict):
 )
 async def report(request: Req, ctx: Ctx, id: FromPath[str]) -> Row:
     """Take what an agent found."""
-    await agent_caller(request.user, id, ctx.settings)
     await one(Agent, id, request.user, "Agent")
+    await agent_caller(request.user, id, ctx.settings)
     body = await new(request, Report)
     found, unfit = read_entries(body.certificates)
     reported = Reported(

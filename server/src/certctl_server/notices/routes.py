@@ -1,7 +1,7 @@
 """Notifications and notifiers over HTTP."""
 
 from http import HTTPStatus
-from typing import Literal, TypedDict
+from typing import Literal, TypeAlias, TypedDict
 
 from litestar import Response, get, post
 from litestar.params import FromPath
@@ -18,6 +18,8 @@ from certctl_server.lists import Key, Row, list_response, listed
 from certctl_server.notices.service import CHANNELS, EVENTS, NOTIFIERS, STATES, mark_read, show_notification
 from certctl_server.notices.tables import Notification
 
+#: Empty where an event found no notifier.
+Channel: TypeAlias = Literal[("", *CHANNELS)]  # type: ignore[valid-type]  # the table of channels is the type
 SHOWN = (
     *("id", "type", "certificate_id", "channel", "recipient", "subject", "message", "sent_at", "status", "error"),
     *("last_error", "retry_count", "next_retry_at", "created_at"),
@@ -28,7 +30,7 @@ NOTIFICATIONS = listed(
     SHOWN,
     name="NotificationEvent",
     optional=("certificate_id", "sent_at", "error", "last_error", "next_retry_at"),
-    types={"last_error": str},
+    types={"last_error": str, "channel": Channel},
     keys={"last_error": Key("item.error")},
     order="-created_at",
     filters={

@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any, NotRequired, TypedDict, is_typeddict
+from typing import NotRequired, TypedDict, is_typeddict
 
 from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
 from certctl_server.auth.roles import OPEN, Role
+from certctl_server.connectors.probe import Check
 from certctl_server.errors import REASONS
 from certctl_server.http.health import HEALTH
 from certctl_server.openapi.examples import KEYS
@@ -61,6 +62,9 @@ class Error(TypedDict):
     message: str
     request_id: str
     details: NotRequired[list[Fault]]
+    """Every field at fault."""
+    checks: NotRequired[list[Check]]
+    """What was looked at when a connection was tested, and what came of it."""
 
 
 class Alive(TypedDict):
@@ -88,7 +92,10 @@ def document(app: Litestar) -> Schema:
             "responses": {str(code): _error(code, fault) for code in ERRORS},
             "securitySchemes": {KEY: {"type": "http", "scheme": "bearer", "description": "A key of certctl."}},
         },
-        "tags": [{"name": name} for name in sorted({tag for each in paths.values() for one in each.values() for tag in one["tags"]})],
+        "tags": [
+            {"name": name}
+            for name in sorted({tag for each in paths.values() for one in each.values() for tag in one["tags"]})
+        ],
     }
 
 
@@ -100,7 +107,7 @@ def _alive(path: str, schemas: Schemas) -> Schema:
         "operationId": "alive" if path == "/health" else path[1:],
         "summary": "Say that the process lives." if path == "/health" else "Say that the server can work.",
         "tags": ["health"],
-        "x-roles": sorted(OPEN),
+        "x-roles": sorted(map(str, OPEN)),
         "security": [],
         "responses": {"200": found, **away},
     }
@@ -124,7 +131,7 @@ def _operation(path: str, method: str, handler: HTTPRouteHandler, schemas: Schem
         "operationId": operation_id(path, method, handler),
         "summary": _summary(path, method, handler),
         "tags": [_tag(path)],
-        "x-roles": sorted(roles),
+        "x-roles": sorted(map(str, roles)),
         "security": [] if Role.ANONYMOUS in roles else [{KEY: []}],
         "parameters": [*path_parameters(names), *query],
     }

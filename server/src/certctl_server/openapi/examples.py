@@ -74,6 +74,8 @@ def example(schema: Mapping[str, Any], components: Mapping[str, Any]) -> Any:
             return [example(schema["items"], components)] if "items" in schema else []
         case "integer":
             return schema.get("minimum", 1)
+        case "number":
+            return 1.5
         case "boolean":
             return True
         case _:

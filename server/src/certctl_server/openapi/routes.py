@@ -47,7 +47,7 @@ async def openapi(request: Request[Any, Any, Any]) -> Response[bytes]:
 @get("/api/v1/docs", opt={"roles": OPEN, "hidden": True})
 async def docs() -> Response[str]:
     """Show the document to people."""
-    return Response(PAGE, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY})
+    return Response(PAGE, media_type="text/html", headers={"Content-Security-Policy": POLICY})
 
 
 @get(f"/api/v1/docs/{VIEWER}", opt={"roles": OPEN, "hidden": True})
@@ -55,7 +55,7 @@ async def viewer(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Return RapiDoc, as its makers packed it."""
     packed = "gzip" in request.headers.get("accept-encoding", "")
     headers = {**KEPT, "Vary": "Accept-Encoding", **({"Content-Encoding": "gzip"} if packed else {})}
-    return Response(_viewer(packed=packed), media_type="text/javascript; charset=utf-8", headers=headers)
+    return Response(_viewer(packed=packed), media_type="text/javascript", headers=headers)
 
 
 @lru_cache(maxsize=2)

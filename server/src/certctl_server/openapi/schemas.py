@@ -39,7 +39,9 @@ class Schemas:
         """Return all that were referred to, objects with an example."""
         found = dict(sorted(self.components.items()))
         examples = {name: [example(each, found)] for name, each in found.items() if each.get("type") == "object"}
-        return {name: {**each, "examples": examples[name]} if name in examples else each for name, each in found.items()}
+        return {
+            name: {**each, "examples": examples[name]} if name in examples else each for name, each in found.items()
+        }
 
     def of(self, type_: Any, *, bounded: bool = False) -> Schema:
         """Return the schema of a type; what it is bounded by is for requests alone."""
@@ -63,9 +65,7 @@ class Schemas:
         properties = {key: self._property(spec, key) for key in sorted(spec.fields | spec.types.keys())}
         words = (spec.table.__doc__ or "").partition("\n\n")[0].strip()
         required = sorted(spec.fields - spec.optional)
-        return self._put(
-            name, {"type": "object", "description": words, "properties": properties, "required": required}
-        )
+        return self._put(name, {"type": "object", "description": words, "properties": properties, "required": required})
 
     def _property(self, spec: ListSpec, key: str) -> Schema:
         if key in spec.types:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypedDict
+from typing import TypedDict, cast
 from weakref import WeakKeyDictionary
 
 from certctl_core.certificate import Status
@@ -189,9 +189,9 @@ class Families:
         yield beats
 
     def _of_the_contract(self) -> Iterator[Metric]:
-        for name, value in self._found.gauges().items():
+        for name, value in cast("Mapping[str, int]", self._found.gauges()).items():
             yield GaugeMetricFamily(f"certctl_{name}", HELP[name], value)
-        for name, value in self._found.counters().items():
+        for name, value in cast("Mapping[str, int]", self._found.counters()).items():
             yield CounterMetricFamily(f"certctl_{name}", HELP[name], value)
         uptime = "For how long the server that answers has run"
         yield GaugeMetricFamily("certctl_uptime_seconds", uptime, self._uptime)
