@@ -9,19 +9,18 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 from certctl_sdk import profile_file
 from certctl_sdk.api import Call, Page, Rows
+from certctl_sdk.api import Json as Json
 from certctl_sdk.http import httpx
 
 TIMEOUT_SECONDS = 30.0
 """For one call."""
 MOST_PER_PAGE = 500
 """The longest page that the server sends."""
-Json: TypeAlias = dict[str, Any]
-"""A decoded JSON object."""
 A = TypeVar("A")
 T = TypeVar("T")
 

@@ -119,7 +119,7 @@ class ListSpec:
         return name
 
 
-def listed(
+def listed(  # noqa: PLR0913  # what tells one list from another
     table: type[Table],
     show: Show,
     fields: Iterable[str],

@@ -4,8 +4,6 @@ import copy
 import re
 
 import jsonschema_rs
-from certctl_server.openapi.routes import written
-from msgspec import json
 
 ERROR = {"error", "message", "request_id"}
 
@@ -20,10 +18,10 @@ def closed(document):
 
 
 class Contract:
-    """What the document of an application says of its answers."""
+    """What a document says of answers."""
 
-    def __init__(self, app):
-        self.document = closed(json.decode(written(app)))
+    def __init__(self, document):
+        self.document = closed(document)
         self.operations = {
             f"{method.upper()} {path}": operation
             for path, methods in self.document["paths"].items()

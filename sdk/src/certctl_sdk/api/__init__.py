@@ -5,7 +5,7 @@
 queries are written by ``tools/client_types.py`` from the server's OpenAPI document.
 """
 
-from certctl_sdk.api.calls import Call, Page, Readable, Resource, Rows
+from certctl_sdk.api.calls import Call, Json, Page, Readable, Resource, Rows
 from certctl_sdk.api.resources import (
     agent_groups,
     agents,
@@ -33,6 +33,7 @@ from certctl_sdk.api.resources import (
 
 __all__ = [
     "Call",
+    "Json",
     "Page",
     "Readable",
     "Resource",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 from urllib.parse import quote
 
 BASE = "/api/v1/"
 """Where all paths start."""
+Json: TypeAlias = dict[str, Any]
+"""A decoded JSON object."""
 A_co = TypeVar("A_co", covariant=True)
 """What a call answers."""
 T = TypeVar("T")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from certctl_sdk.api import Readable, Rows
+from certctl_sdk.api import Json, Readable, Rows
 from certctl_sdk.cli.session import Session, with_session
-
-if TYPE_CHECKING:
-    from certctl_sdk.client import Json
 
 PAGING = {
     "page": click.IntRange(min=1),

@@ -98,7 +98,7 @@ def deploy(session: Session, id: str, target_id: str | None) -> None:
 
 
 def _jobs(found: RenewalTriggered | DeploymentTriggered) -> str:
-    return ", ".join(found["job_ids"] or [found.get("job_id") or "no job named"])
+    return ", ".join(found.get("job_ids") or [found.get("job_id") or "no job named"])
 
 
 @certs.command()

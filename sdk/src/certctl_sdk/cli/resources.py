@@ -13,7 +13,7 @@ from certctl_sdk.cli.build import assigned, configured, get_command, list_comman
 from certctl_sdk.cli.session import Session, with_session
 
 if TYPE_CHECKING:
-    from certctl_sdk.client import Client, Json
+    from certctl_sdk.client import Client
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def _create(resource: Resource) -> click.Command:
         with session.client() as client:
             if resource.has_agent and "agent_id" not in body:
                 body["agent_id"] = only_agent(client)
-            session.show(client.send(api.Resource[Json, Json, Json, Json](resource.path).create(body)))
+            session.show(client.send(api.Resource[api.Json, api.Json, api.Json, api.Json](resource.path).create(body)))
 
     params: list[click.Parameter] = [
         click.Argument(["id"]),

@@ -81,6 +81,7 @@ def document(app: Litestar) -> Schema:
     paths: dict[str, Schema] = {}
     for path, method, handler in operations(app):
         paths.setdefault(path, {})[method.lower()] = _operation(path, method, handler, schemas)
+    _link(paths)
     paths |= {path: {"get": _alive(path, schemas)} for path in HEALTH}
     return {
         "openapi": "3.1.0",
@@ -111,6 +112,20 @@ def _alive(path: str, schemas: Schemas) -> Schema:
         "security": [],
         "responses": {"200": found, **away},
     }
+
+
+def _link(paths: Mapping[str, Schema]) -> None:
+    """Say of what is made which calls are about it: by its id, they are below the path that made it."""
+    for path, methods in paths.items():
+        created = methods.get("post", {}).get("responses", {}).get("201")
+        about = [
+            each for below, found in paths.items() if below.startswith(f"{path}/{{id}}") for each in found.values()
+        ]
+        if created and about:
+            created["links"] = {
+                each["operationId"]: {"operationId": each["operationId"], "parameters": {"id": "$response.body#/id"}}
+                for each in about
+            }
 
 
 def operations(app: Litestar) -> Iterator[tuple[str, str, HTTPRouteHandler]]:

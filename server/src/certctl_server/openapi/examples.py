@@ -53,33 +53,25 @@ KEYS: Mapping[str, Any] = {
     "version": "1.0.0",
 }
 FORMATS: Mapping[str, Any] = {"date-time": TIME}
+NUMBERS: Mapping[str, Any] = {"number": 1.5, "boolean": True, "": {}}
 JSON: Mapping[str, type] = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict}
 
 
 def example(schema: Mapping[str, Any], components: Mapping[str, Any]) -> Any:
     """Return a value that ``schema`` admits; ``components`` are the schemas that it refers to by name."""
-    if "$ref" in schema:
-        return example(components[schema["$ref"].rpartition("/")[2]], components)
+    while "$ref" in schema or "anyOf" in schema:
+        schema = components[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema["anyOf"][0]
     for key in ("examples", "enum"):
         if key in schema:
             return schema[key][0]
-    if "anyOf" in schema:
-        return example(schema["anyOf"][0], components)
-    if schema.get("default") is not None:
-        return schema["default"]
-    match _kind(schema):
-        case "object":
-            return _object(schema, components)
-        case "array":
-            return [example(schema["items"], components)] if "items" in schema else []
-        case "integer":
-            return schema.get("minimum", 1)
-        case "number":
-            return 1.5
-        case "boolean":
-            return True
-        case _:
-            return FORMATS.get(schema.get("format", ""), "")
+    kind, given = _kind(schema), schema.get("default")
+    if kind == "object" and given is None:
+        return _object(schema, components)
+    if kind == "array" and given is None:
+        return [example(schema["items"], components)] if "items" in schema else []
+    if kind == "string" and given is None:
+        return FORMATS.get(schema.get("format", ""), "")
+    return NUMBERS.get(kind, schema.get("minimum", 1)) if given is None else given
 
 
 def _kind(schema: Mapping[str, Any]) -> str:

@@ -132,13 +132,17 @@ def _changed(schema: Schema) -> Schema:
 
 def _optional(schema: Schema, required: set[str]) -> Iterator[tuple[str, Schema]]:
     for name, each in schema["properties"].items():
+        if name in required and each.get("type") == "string":
+            # What must be there must say something.
+            yield name, {"minLength": 1, **each}
+            continue
         # "" and null as defaults say only that there is none.
         bare = {key: value for key, value in each.items() if key != "default" or value not in ("", None)}
         yield name, bare if name in required else nullable(bare)
 
 
 def _plain(schema: Any) -> Any:
-    """Return the schema with patterns as ECMA-262 has them, which OpenAPI asks for, and without Python's class names."""
+    """Return the schema with patterns as ECMA-262 has them, which OpenAPI asks for."""
     if isinstance(schema, list):
         return [_plain(each) for each in schema]
     if not isinstance(schema, dict):
