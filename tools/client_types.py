@@ -54,27 +54,61 @@ def written(found: Schema) -> dict[str, str]:
         if one["responses"].get("200") and any(each["in"] == "query" for each in one.get("parameters", ()))
     }
     things = _closure({name for name in told if "id" in schemas[name].get("properties", ())}, schemas)
-    listed = set.intersection(*({*each} for each in queries.values() if "cursor" in each))
-    shared = {name: each for name, each in queries["Teams"].items() if name in listed}
+    parts = {"things": things, "replies": told - things, "bodies": asked - things}
     modules = {
         "objects": _classes({name: schemas[name] for name in things}),
-        "replies": _classes({name: schemas[name] for name in told - things}),
-        "bodies": _classes({name: schemas[name] for name in asked}),
-        "queries": [
-            _class("Listed", "What every list may be asked.", _query(shared)),
-            *(_asking(name, each, listed) for name, each in sorted(queries.items())),
-        ],
+        "replies": _classes({name: schemas[name] for name in parts["replies"]}),
+        "bodies": _classes(_with_shared({name: schemas[name] for name in parts["bodies"]})),
+        "queries": _questions(queries),
     }
-    texts = {name: "\n\n".join(parts) for name, parts in modules.items()}
-    borrowed = sorted({ref for name in told - things for ref in _refs(schemas[name])} & things)
-    return {name: _module(name, text, borrowed if name == "replies" else []) for name, text in texts.items()}
+    borrowed = {
+        name: sorted({ref for each in names for ref in _refs(schemas[each])} & things) for name, names in parts.items()
+    }
+    return {name: _module(name, "\n\n".join(texts), borrowed.get(name, [])) for name, texts in modules.items()}
 
 
-def _asking(name: str, parameters: Mapping[str, Schema], listed: set[str]) -> str:
-    if not listed <= parameters.keys():
-        return _class(name, "", _query(parameters))
-    own = {key: each for key, each in parameters.items() if key not in listed}
-    return _class(name, "", _query(own), "Listed")
+def _questions(queries: Mapping[str, Mapping[str, Schema]]) -> list[str]:
+    """What all lists may be asked, what most may, and what each may."""
+    lists = [each for each in queries.values() if "cursor" in each]
+    bases = {
+        "Listed": set.intersection(*map(set, lists)),
+        "Dated": set.intersection(*(set(each) for each in lists if "updated_after" in each)),
+    }
+    every = {name: each for one in lists for name, each in one.items()}
+    own = sorted(bases["Dated"] - bases["Listed"])
+    return [
+        _class(
+            "Listed", "What every list may be asked.", _query({name: every[name] for name in sorted(bases["Listed"])})
+        ),
+        _class(
+            "Dated",
+            "What lists of things that change may be asked.",
+            _query({name: every[name] for name in own}),
+            "Listed",
+        ),
+        *(_asking(name, each, bases) for name, each in sorted(queries.items())),
+    ]
+
+
+def _asking(name: str, parameters: Mapping[str, Schema], bases: Mapping[str, set[str]]) -> str:
+    base = max(
+        (each for each in bases if bases[each] <= parameters.keys()), key=lambda each: len(bases[each]), default=""
+    )
+    own = {key: each for key, each in parameters.items() if key not in bases.get(base, ())}
+    return _class(name, "", _query(own), base)
+
+
+def _with_shared(schemas: Mapping[str, Schema]) -> dict[str, Schema]:
+    """Add what the bodies that make and that change a thing have in common, for both to stand on."""
+    found = dict(schemas)
+    for change in [name for name in schemas if name.endswith("Change")]:
+        thing = change.removesuffix("Change")
+        if made := schemas.get(f"New{thing}"):
+            fields, others = _fields(made), _fields(schemas[change])
+            same = {name: each for name, each in made["properties"].items() if fields[name] == others.get(name)}
+            if len(same) > FEW:
+                found[f"{thing}Fields"] = {"description": "What may be left out.", "properties": same}
+    return found
 
 
 def _classes(schemas: Mapping[str, Schema]) -> list[str]:

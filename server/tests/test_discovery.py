@@ -258,7 +258,7 @@ async def test_a_claim_can_make_a_managed_certificate(agent, client):
 
 
 async def test_an_agent_reports_for_itself_alone(agent, client, connect):
-    assert (await agent.post("/api/v1/agents/ag-2/discoveries", json={})).status_code == 403
+    assert (await agent.post("/api/v1/agents/ag-2/discoveries", json={})).status_code == 404
     assert (await client.post(REPORT, json={})).status_code == 403
     assert (await agent.get(FOUND)).status_code == 403
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
+from certctl_sdk.api.objects import KeyRuleBody, Limits, Rollout, Window
+
 
 class DeployBody(TypedDict):
     """Where to deploy; empty: everywhere."""
@@ -54,20 +56,6 @@ class CsrBody(TypedDict):
     certificate_id: NotRequired[str | None]
 
 
-class KeyRuleBody(TypedDict):
-    """A key algorithm that is allowed, from a size on."""
-
-    algorithm: Literal["ECDSA", "Ed25519", "RSA"]
-    min_size: NotRequired[int]
-
-
-class Limits(TypedDict):
-    """What the CA takes."""
-
-    max_concurrent: NotRequired[int]
-    rates: NotRequired[list[Rate]]
-
-
 class RenewBody(TypedDict):
     """How to renew."""
 
@@ -97,22 +85,6 @@ class OwnerChange(TypedDict):
     name: NotRequired[str]
     team_id: NotRequired[str]
     email: NotRequired[str | None]
-
-
-class Rate(TypedDict):
-    """No more than ``count`` orders in any ``per_seconds``."""
-
-    count: int
-    per_seconds: int
-    scope: Literal["account", "domain", "names"]
-
-
-class Rollout(TypedDict):
-    """How a new version spreads over the targets."""
-
-    waves: list[int]
-    soak_seconds: NotRequired[int]
-    max_failures: NotRequired[int]
 
 
 class StatusBody(TypedDict):
@@ -155,15 +127,6 @@ class NewTeam(TypedDict):
     description: NotRequired[str | None]
     email: NotRequired[str | None]
     id: NotRequired[str | None]
-
-
-class Window(TypedDict):
-    """A stretch of the week; an end that is not after the start lies on the next day."""
-
-    days: list[Literal["fri", "mon", "sat", "sun", "thu", "tue", "wed"]]
-    start: str
-    end: str
-    timezone: str
 
 
 class Claim(TypedDict):
@@ -285,6 +248,30 @@ class NewTarget(TypedDict):
     id: NotRequired[str | None]
 
 
+class AgentGroupFields(TypedDict):
+    """What may be left out."""
+
+    description: NotRequired[str | None]
+    match_os: NotRequired[str | None]
+    match_architecture: NotRequired[str | None]
+    match_ip_cidr: NotRequired[str | None]
+    match_version: NotRequired[str | None]
+    enabled: NotRequired[bool | None]
+    max_concurrent_deployments: NotRequired[int | None]
+
+
+class CertificateFields(TypedDict):
+    """What may be left out."""
+
+    common_name: NotRequired[str | None]
+    sans: NotRequired[list[str] | None]
+    environment: NotRequired[str | None]
+    renewal_policy_id: NotRequired[str | None]
+    certificate_profile_id: NotRequired[str | None]
+    target_ids: NotRequired[list[str] | None]
+    tags: NotRequired[dict[str, str] | None]
+
+
 class NewAgent(TypedDict):
     """What an agent says of itself when it registers."""
 
@@ -297,17 +284,10 @@ class NewAgent(TypedDict):
     version: NotRequired[str | None]
 
 
-class AgentGroupChange(TypedDict):
+class AgentGroupChange(AgentGroupFields):
     """What may be said."""
 
     name: NotRequired[str]
-    description: NotRequired[str | None]
-    match_os: NotRequired[str | None]
-    match_architecture: NotRequired[str | None]
-    match_ip_cidr: NotRequired[str | None]
-    match_version: NotRequired[str | None]
-    enabled: NotRequired[bool | None]
-    max_concurrent_deployments: NotRequired[int | None]
 
 
 class HeartbeatBody(TypedDict):
@@ -323,73 +303,46 @@ class HeartbeatBody(TypedDict):
     boot_id: NotRequired[str | None]
 
 
-class NewAgentGroup(TypedDict):
+class NewAgentGroup(AgentGroupFields):
     """What may be said."""
 
     name: str
-    description: NotRequired[str | None]
-    match_os: NotRequired[str | None]
-    match_architecture: NotRequired[str | None]
-    match_ip_cidr: NotRequired[str | None]
-    match_version: NotRequired[str | None]
-    enabled: NotRequired[bool | None]
-    max_concurrent_deployments: NotRequired[int | None]
     id: NotRequired[str | None]
 
 
-class CertificateChange(TypedDict):
+class RenewalPolicyFields(TypedDict):
+    """What may be left out."""
+
+    renewal_window_days: NotRequired[int | None]
+    auto_renew: NotRequired[bool | None]
+    max_retries: NotRequired[int | None]
+    retry_interval_seconds: NotRequired[int | None]
+    alert_thresholds_days: NotRequired[list[int] | None]
+    certificate_profile_id: NotRequired[str | None]
+    requires_approval: NotRequired[bool | None]
+    maintenance_windows: NotRequired[list[Window] | None]
+    rollout: NotRequired[Rollout | None]
+    agent_group_id: NotRequired[str | None]
+
+
+class CertificateChange(CertificateFields):
     """What clients may change."""
 
     name: NotRequired[str]
     owner_id: NotRequired[str]
     team_id: NotRequired[str]
     issuer_id: NotRequired[str]
-    common_name: NotRequired[str | None]
-    sans: NotRequired[list[str] | None]
-    environment: NotRequired[str | None]
-    renewal_policy_id: NotRequired[str | None]
-    certificate_profile_id: NotRequired[str | None]
-    target_ids: NotRequired[list[str] | None]
-    tags: NotRequired[dict[str, str] | None]
 
 
-class RenewalPolicyChange(TypedDict):
+class RenewalPolicyChange(RenewalPolicyFields):
     """What may be said."""
 
     name: NotRequired[str]
-    renewal_window_days: NotRequired[int | None]
-    auto_renew: NotRequired[bool | None]
-    max_retries: NotRequired[int | None]
-    retry_interval_seconds: NotRequired[int | None]
-    alert_thresholds_days: NotRequired[list[int] | None]
-    certificate_profile_id: NotRequired[str | None]
-    requires_approval: NotRequired[bool | None]
-    maintenance_windows: NotRequired[list[Window] | None]
-    rollout: NotRequired[Rollout | None]
-    agent_group_id: NotRequired[str | None]
 
 
-class NewRenewalPolicy(TypedDict):
-    """What may be said."""
+class CertificateProfileFields(TypedDict):
+    """What may be left out."""
 
-    name: str
-    renewal_window_days: NotRequired[int | None]
-    auto_renew: NotRequired[bool | None]
-    max_retries: NotRequired[int | None]
-    retry_interval_seconds: NotRequired[int | None]
-    alert_thresholds_days: NotRequired[list[int] | None]
-    certificate_profile_id: NotRequired[str | None]
-    requires_approval: NotRequired[bool | None]
-    maintenance_windows: NotRequired[list[Window] | None]
-    rollout: NotRequired[Rollout | None]
-    agent_group_id: NotRequired[str | None]
-    id: NotRequired[str | None]
-
-
-class CertificateProfileChange(TypedDict):
-    """What may be said."""
-
-    name: NotRequired[str]
     description: NotRequired[str | None]
     allowed_key_algorithms: NotRequired[list[Literal["ECDSA", "Ed25519", "RSA"] | KeyRuleBody] | None]
     max_ttl_seconds: NotRequired[int | None]
@@ -406,28 +359,27 @@ class CertificateProfileChange(TypedDict):
     enabled: NotRequired[bool | None]
 
 
-class NewCertificateProfile(TypedDict):
+class NewRenewalPolicy(RenewalPolicyFields):
     """What may be said."""
 
     name: str
-    description: NotRequired[str | None]
-    allowed_key_algorithms: NotRequired[list[Literal["ECDSA", "Ed25519", "RSA"] | KeyRuleBody] | None]
-    max_ttl_seconds: NotRequired[int | None]
-    max_ttl_hours: NotRequired[int | None]
-    allowed_ekus: NotRequired[
-        list[Literal["clientAuth", "codeSigning", "emailProtection", "serverAuth", "timeStamping"]] | None
-    ]
-    required_san_patterns: NotRequired[list[str] | None]
-    spiffe_uri_pattern: NotRequired[str | None]
-    allow_short_lived: NotRequired[bool | None]
-    no_rev_avail: NotRequired[bool | None]
-    include_common_name: NotRequired[bool | None]
-    requires_approval: NotRequired[bool | None]
-    enabled: NotRequired[bool | None]
     id: NotRequired[str | None]
 
 
-class NewCertificate(TypedDict):
+class CertificateProfileChange(CertificateProfileFields):
+    """What may be said."""
+
+    name: NotRequired[str]
+
+
+class NewCertificateProfile(CertificateProfileFields):
+    """What may be said."""
+
+    name: str
+    id: NotRequired[str | None]
+
+
+class NewCertificate(CertificateFields):
     """What clients may say of a new certificate. Owner, team and issuer are asked for once the names are read."""
 
     id: NotRequired[str | None]
@@ -435,13 +387,6 @@ class NewCertificate(TypedDict):
     owner_id: NotRequired[str | None]
     team_id: NotRequired[str | None]
     issuer_id: NotRequired[str | None]
-    common_name: NotRequired[str | None]
-    sans: NotRequired[list[str] | None]
-    environment: NotRequired[str | None]
-    renewal_policy_id: NotRequired[str | None]
-    certificate_profile_id: NotRequired[str | None]
-    target_ids: NotRequired[list[str] | None]
-    tags: NotRequired[dict[str, str] | None]
     status: NotRequired[Literal["Active", "Pending"] | None]
     expires_at: NotRequired[str | None]
     serial_number: NotRequired[str | None]

@@ -9,23 +9,28 @@ from typing import NotRequired, TypedDict
 class Listed(TypedDict):
     """What every list may be asked."""
 
-    sort: NotRequired[str]
+    cursor: NotRequired[str]
     fields: NotRequired[str | Sequence[str]]
     page: NotRequired[int]
-    per_page: NotRequired[int]
-    cursor: NotRequired[str]
     page_size: NotRequired[int]
+    per_page: NotRequired[int]
+    sort: NotRequired[str]
     sort_desc: NotRequired[bool | str]
 
 
-class AgentGroups(Listed):
-    """What may be said."""
+class Dated(Listed):
+    """What lists of things that change may be asked."""
 
     created_after: NotRequired[str]
     created_before: NotRequired[str]
-    enabled: NotRequired[bool | str]
     updated_after: NotRequired[str]
     updated_before: NotRequired[str]
+
+
+class AgentGroups(Dated):
+    """What may be said."""
+
+    enabled: NotRequired[bool | str]
 
 
 class AgentGroupsMembers(Listed):
@@ -92,14 +97,12 @@ class AuthKeys(Listed):
     role: NotRequired[str | Sequence[str]]
 
 
-class Certificates(Listed):
+class Certificates(Dated):
     """What may be said."""
 
     agent_id: NotRequired[str]
     certificate_profile_id: NotRequired[str | Sequence[str]]
     common_name: NotRequired[str | Sequence[str]]
-    created_after: NotRequired[str]
-    created_before: NotRequired[str]
     environment: NotRequired[str | Sequence[str]]
     expires_after: NotRequired[str]
     expires_before: NotRequired[str]
@@ -110,20 +113,14 @@ class Certificates(Listed):
     q: NotRequired[str]
     status: NotRequired[str | Sequence[str]]
     team_id: NotRequired[str | Sequence[str]]
-    updated_after: NotRequired[str]
-    updated_before: NotRequired[str]
 
 
-class CertificatesDeployments(Listed):
+class CertificatesDeployments(Dated):
     """What may be said."""
 
-    created_after: NotRequired[str]
-    created_before: NotRequired[str]
     enabled: NotRequired[bool | str]
     status: NotRequired[str | Sequence[str]]
     type: NotRequired[str | Sequence[str]]
-    updated_after: NotRequired[str]
-    updated_before: NotRequired[str]
 
 
 class CertificatesVersions(Listed):
@@ -135,19 +132,15 @@ class CertificatesVersions(Listed):
     expires_before: NotRequired[str]
 
 
-class DiscoveredCertificates(Listed):
+class DiscoveredCertificates(Dated):
     """What may be said."""
 
     agent_id: NotRequired[str | Sequence[str]]
-    created_after: NotRequired[str]
-    created_before: NotRequired[str]
     expires_after: NotRequired[str]
     expires_before: NotRequired[str]
     is_ca: NotRequired[bool | str]
     key_algorithm: NotRequired[str | Sequence[str]]
     status: NotRequired[str | Sequence[str]]
-    updated_after: NotRequired[str]
-    updated_before: NotRequired[str]
 
 
 class DiscoveryScans(Listed):
@@ -156,16 +149,12 @@ class DiscoveryScans(Listed):
     agent_id: NotRequired[str | Sequence[str]]
 
 
-class Issuers(Listed):
+class Issuers(Dated):
     """What may be said."""
 
-    created_after: NotRequired[str]
-    created_before: NotRequired[str]
     enabled: NotRequired[bool | str]
     status: NotRequired[str | Sequence[str]]
     type: NotRequired[str | Sequence[str]]
-    updated_after: NotRequired[str]
-    updated_before: NotRequired[str]
 
 
 class Jobs(Listed):
@@ -191,64 +180,38 @@ class Notifications(Listed):
     type: NotRequired[str | Sequence[str]]
 
 
-class Notifiers(Listed):
+class Notifiers(Dated):
     """What may be said."""
 
-    created_after: NotRequired[str]
-    created_before: NotRequired[str]
     enabled: NotRequired[bool | str]
     status: NotRequired[str | Sequence[str]]
     type: NotRequired[str | Sequence[str]]
-    updated_after: NotRequired[str]
-    updated_before: NotRequired[str]
 
 
-class Owners(Listed):
+class Owners(Dated):
     """What may be said."""
 
-    created_after: NotRequired[str]
-    created_before: NotRequired[str]
     team_id: NotRequired[str | Sequence[str]]
-    updated_after: NotRequired[str]
-    updated_before: NotRequired[str]
 
 
-class Profiles(Listed):
+class Profiles(Dated):
     """What may be said."""
 
-    created_after: NotRequired[str]
-    created_before: NotRequired[str]
     enabled: NotRequired[bool | str]
-    updated_after: NotRequired[str]
-    updated_before: NotRequired[str]
 
 
-class RenewalPolicies(Listed):
+class RenewalPolicies(Dated):
     """What may be said."""
 
-    created_after: NotRequired[str]
-    created_before: NotRequired[str]
-    updated_after: NotRequired[str]
-    updated_before: NotRequired[str]
 
-
-class Targets(Listed):
+class Targets(Dated):
     """What may be said."""
 
     agent_id: NotRequired[str | Sequence[str]]
-    created_after: NotRequired[str]
-    created_before: NotRequired[str]
     enabled: NotRequired[bool | str]
     status: NotRequired[str | Sequence[str]]
     type: NotRequired[str | Sequence[str]]
-    updated_after: NotRequired[str]
-    updated_before: NotRequired[str]
 
 
-class Teams(Listed):
+class Teams(Dated):
     """What may be said."""
-
-    created_after: NotRequired[str]
-    created_before: NotRequired[str]
-    updated_after: NotRequired[str]
-    updated_before: NotRequired[str]
