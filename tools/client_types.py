@@ -206,12 +206,11 @@ def _kind(kind: str, schema: Schema) -> str:
 
 
 def formatted(text: str) -> str:
-    """Return the text as the formatter has it."""
-    done = subprocess.run(  # noqa: S603  # ours
-        [sys.executable, "-m", "ruff", "format", "--config", str(ROOT / "pyproject.toml"), "-"],
-        input=text, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return done.stdout
+    """Return the text as ruff has it."""
+    for words in (["check", "--quiet", "--fix", "--select", "I"], ["format", "--quiet"]):
+        command = [sys.executable, "-m", "ruff", *words, "--stdin-filename", str(API / "objects.py"), "-"]
+        text = subprocess.run(command, input=text, capture_output=True, text=True, check=True, cwd=ROOT).stdout  # noqa: S603
+    return text
 
 
 if __name__ == "__main__":

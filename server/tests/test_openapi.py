@@ -144,7 +144,9 @@ def test_a_route_that_says_not_what_it_answers_is_refused(tool):
 
 def test_the_types_of_the_client_are_those_of_the_document(tool, doc):
     for name, text in tool.written(doc).items():
-        assert (tool.API / f"{name}.py").read_text() == tool.formatted(text), "run tools/client_types.py"
+        # Not by their text: the formatter is no part of what tests need.
+        here = ast.parse((tool.API / f"{name}.py").read_text())
+        assert ast.dump(here) == ast.dump(ast.parse(text)), "run tools/client_types.py"
 
 
 def made():

@@ -6,7 +6,6 @@ from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 from certctl_sdk.api.objects import WorkItem
 
-
 Role: TypeAlias = Literal["admin", "agent", "anonymous", "enrolment", "operator", "viewer"]
 """What a principal is."""
 

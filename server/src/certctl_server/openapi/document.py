@@ -115,17 +115,15 @@ def _alive(path: str, schemas: Schemas) -> Schema:
 
 
 def _link(paths: Mapping[str, Schema]) -> None:
-    """Say of what is made which calls are about it: by its id, they are below the path that made it."""
+    """Say which calls are about what was made or listed: they are below its path, by its id."""
     for path, methods in paths.items():
-        created = methods.get("post", {}).get("responses", {}).get("201")
-        about = [
-            each for below, found in paths.items() if below.startswith(f"{path}/{{id}}") for each in found.values()
-        ]
-        if created and about:
-            created["links"] = {
-                each["operationId"]: {"operationId": each["operationId"], "parameters": {"id": "$response.body#/id"}}
-                for each in about
-            }
+        below = [found for other, found in paths.items() if other.startswith(f"{path}/{{id}}")]
+        about = [each["operationId"] for found in below for each in found.values()]
+        for method, code, id in (("post", "201", "/id"), ("get", "200", "/data/0/id")):
+            answer = methods.get(method, {}).get("responses", {}).get(code)
+            if answer and about:
+                at = {"id": f"$response.body#{id}"}
+                answer["links"] = {name: {"operationId": name, "parameters": at} for name in about}
 
 
 def operations(app: Litestar) -> Iterator[tuple[str, str, HTTPRouteHandler]]:
