@@ -5,7 +5,8 @@ import stat
 
 import pytest
 from certctl_sdk import profile_file
-from certctl_sdk.client import Access, ApiError, Client, Unreachable, access
+from certctl_sdk.api import certificates, teams
+from certctl_sdk.client import Access, ApiError, AsyncClient, Client, Unreachable, access
 from certctl_sdk.profile_file import ClientFile
 
 KEY = "cck_12345678_secret"
@@ -65,6 +66,44 @@ def test_what_is_no_certctl_server_is_told_apart(client, server, said):
     server.answers["GET", "/api/v1/teams"] = (200, said)
     with pytest.raises(Unreachable):
         client.page("teams")
+
+
+RENEWED = {"status": "renewal_triggered", "job_ids": ["j"]}
+PARTS = {
+    "": {"data": [{"id": "a"}], "total": 2, "next_cursor": "two"},
+    "two": {"data": [{"id": "b"}], "total": 2},
+}
+
+
+def test_a_typed_call_is_sent_as_it_says(client, server):
+    server.answers["POST", "/api/v1/certificates/mc%2F1/renew"] = (
+        202,
+        {"status": "renewal_triggered", "job_ids": ["j"]},
+    )
+    server.answers["DELETE", "/api/v1/teams/t"] = (204, b"")
+    server.answers["GET", "/api/v1/teams"] = (200, lambda asked: PARTS[asked[2]["cursor"]])
+    assert client.send(certificates.renew("mc/1", {"force": True}))["job_ids"] == ["j"]
+    assert client.send(teams.delete("t")) is None
+    assert [row["id"] for row in client.walk(teams.list({"fields": ["id", "name"], "sort_desc": True}))] == ["a", "b"]
+    (renew, headers), _, (first, _), (second, _) = server.asked
+    assert renew[3] == '{"force": true}'
+    assert headers["Authorization"] == f"Bearer {KEY}"
+    assert first[2] == {"fields": "id,name", "sort_desc": "true", "cursor": "", "page_size": "500"}
+    assert second[2]["cursor"] == "two"
+
+
+async def test_the_same_calls_are_awaited(server):
+    server.answers["POST", "/api/v1/certificates/mc-1/renew"] = (202, RENEWED)
+    server.answers["GET", "/api/v1/teams"] = (200, lambda asked: PARTS[asked[2]["cursor"]])
+    server.answers["GET", "/api/v1/teams/t"] = (404, {"error": "Not Found", "message": "Team not found"})
+    async with AsyncClient(Access(url=server.url, api_key=KEY)) as client:
+        assert (await client.send(certificates.renew("mc-1")))["job_ids"] == ["j"]
+        assert [row["id"] async for row in client.walk(teams.list())] == ["a", "b"]
+        with pytest.raises(ApiError, match="HTTP 404"):
+            await client.send(teams.get("t"))
+    async with AsyncClient(Access(url="http://127.0.0.1:1")) as nobody:
+        with pytest.raises(Unreachable, match="did not answer"):
+            await nobody.send(teams.list())
 
 
 def test_a_server_that_is_not_there_is_named():

@@ -175,6 +175,12 @@ def test_an_empty_body_is_an_empty_object(raw):
     assert faults(raw) == {"name": "required"}
 
 
+@pytest.mark.parametrize("raw", [b"\x0b", b"\x0c{}", b"\xa0"])
+def test_only_what_json_takes_for_white_space_is_none(raw):
+    with pytest.raises(Refused, match="not a JSON object"):
+        read(raw, Thing, whole=False)
+
+
 def answered(raw):
     with pytest.raises(Refused) as refused:
         read(raw, Thing, whole=True)

@@ -13,14 +13,20 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import urlencode, urlsplit
 
 from certctl_core.errors import TransientError
 from certctl_sdk import tracing
+from certctl_sdk.api import Call, agents, auth, jobs
 
 from certctl_agent.threads import in_thread
 
+if TYPE_CHECKING:
+    from certctl_sdk.api.bodies import CsrBody, HeartbeatBody, Report, StatusBody, VerifyBody
+    from certctl_sdk.api.replies import Checked, HeartbeatRecorded
+
+A = TypeVar("A")
 TIMEOUT = 30.0
 ANSWER_BYTES = 8 * 1024 * 1024
 IDLE_SECONDS = 30.0
@@ -167,6 +173,11 @@ class Server:
         kind = Retired if got == http.HTTPStatus.GONE else Refused
         raise kind(what, got, _said(found, answer))
 
+    async def send(self, call: Call[A], **timing: float) -> A:
+        """Make a call and return its answer; errors as of ``expect``."""
+        query = f"?{urlencode(call.pairs)}" if call.query else ""
+        return cast(A, await self.expect(call.status, call.method, call.path + query, call.body, **timing))
+
 
 class _Stale(Exception):
     """The server closed a connection that we had kept open."""
@@ -177,62 +188,59 @@ class AgentApi:
 
     def __init__(self, server: Server, agent_id: str) -> None:
         self._server = server
-        self._own = f"/api/v1/agents/{quote(agent_id, safe='')}"
         self._agent_id = agent_id
 
     def close(self) -> None:
         """Close the connections."""
         self._server.close()
 
-    async def heartbeat(self, body: Mapping[str, object]) -> dict[str, Any]:
+    async def heartbeat(self, body: HeartbeatBody) -> HeartbeatRecorded:
         """Say that we are alive; return what the server says of the time."""
-        return await self._server.expect(200, "POST", f"{self._own}/heartbeat", body)
+        return await self._server.send(agents.heartbeat(self._agent_id, body))
 
     async def work(self, wait: int) -> list[dict[str, Any]]:
         """Return the items offered to us, waiting up to ``wait`` seconds for one; 0 does not wait."""
-        query = f"?wait={wait}" if wait else ""
-        answer = await self._server.expect(200, "GET", f"{self._own}/work{query}", timeout=wait + TIMEOUT)
-        jobs = answer.get("jobs")
+        call = agents.work(self._agent_id, {"wait": wait} if wait else {})
+        jobs: Any = (await self._server.send(call, timeout=wait + TIMEOUT)).get("jobs")
         return [job for job in jobs if isinstance(job, dict)] if isinstance(jobs, list) else []
 
     async def send_csr(self, certificate_id: str, csr_pem: str) -> None:
         """Hand in a CSR; anything but HTTP 202 is Refused."""
-        await self._server.expect(
-            202, "POST", f"{self._own}/csr", {"csr_pem": csr_pem, "certificate_id": certificate_id}
-        )
+        body: CsrBody = {"csr_pem": csr_pem, "certificate_id": certificate_id}
+        await self._server.send(agents.csr(self._agent_id, body))
 
     async def certificate(self, certificate_id: str) -> str:
         """Return the newest certificate that is ours to deploy, leaf first, as PEM."""
-        answer = await self._server.expect(200, "GET", f"{self._own}/certificates/{quote(certificate_id, safe='')}")
+        answer = await self._server.send(agents.certificate(self._agent_id, certificate_id))
         return str(answer.get("certificate_pem", ""))
 
     async def report(self, job_id: str, status: str, *, error: str = "", error_kind: str = "") -> None:
         """Say how a job stands: Running, Completed or Failed."""
         words = {"error": error, "error_kind": error_kind}
         body = {"status": status, **{key: value for key, value in words.items() if value}}
-        await self._server.expect(200, "POST", f"{self._own}/jobs/{quote(job_id, safe='')}/status", body)
+        await self._server.send(agents.report(self._agent_id, job_id, cast("StatusBody", body)))
 
     async def verified(self, job_id: str, verification: Verification) -> None:
         """Say what is served after the deployment of ``job_id``."""
         body = {key: value for key, value in asdict(verification).items() if key != "error" or value}
-        await self._server.expect(200, "POST", f"/api/v1/jobs/{quote(job_id, safe='')}/verify", body)
+        await self._server.send(jobs.verify(job_id, cast("VerifyBody", body)))
 
     async def discovered(
         self, directories: Sequence[str], certificates: Sequence[object], errors: Sequence[str], duration_ms: int
     ) -> None:
         """Report what a scan found; anything but HTTP 202 is Refused."""
-        report = {
+        report: Report = {
             "agent_id": self._agent_id,
             "directories": list(directories),
             "certificates": list(certificates),
             "errors": list(errors),
             "scan_duration_ms": duration_ms,
         }
-        await self._server.expect(202, "POST", f"{self._own}/discoveries", report)
+        await self._server.send(agents.discovered(self._agent_id, report))
 
-    async def who(self) -> dict[str, Any]:
+    async def who(self) -> Checked:
         """Return how the server knows us."""
-        return await self._server.expect(200, "GET", "/api/v1/auth/check")
+        return await self._server.send(auth.check())
 
 
 def _object(answer: bytes) -> dict[str, Any]:

@@ -8,9 +8,11 @@ import socket
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from certctl_core.errors import MisconfiguredError
+from certctl_sdk.api import agents
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -18,6 +20,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from certctl_agent import machine, private, tls
 from certctl_agent.api import Server
 from certctl_agent.identity import Identity
+
+if TYPE_CHECKING:
+    from certctl_sdk.api.bodies import NewAgent
 
 PIN = re.compile(r"[0-9a-f]{64}")
 SECONDS = 30.0
@@ -136,7 +141,8 @@ async def register(server: Server, name: str, url: str) -> Identity:
         Refused: the server does not take it, or not under this name.
         MisconfiguredError: its answer makes no agent.
     """
-    answer = await server.expect(201, "POST", "/api/v1/agents", {"name": name[:NAME_CHARACTERS], **machine.facts(url)})
+    body = cast("NewAgent", {"name": name[:NAME_CHARACTERS], **machine.facts(url)})
+    answer = await server.send(agents.register(body))
     agent_id, api_key = answer.get("id"), answer.get("api_key")
     if not isinstance(agent_id, str) or not isinstance(api_key, str) or not agent_id or not api_key:
         raise MisconfiguredError("the server registered this machine but sent no id and key for it")

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from certctl_core.errors import RejectedError
 from certctl_sdk import tracing
@@ -28,6 +29,9 @@ from certctl_agent.pace import Pace
 from certctl_agent.settings import Settings
 from certctl_agent.threads import in_thread
 from certctl_agent.unfinished import Unfinished
+
+if TYPE_CHECKING:
+    from certctl_sdk.api.bodies import HeartbeatBody
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +88,7 @@ class Agent:
     async def _beat(self) -> None:
         facts = await in_thread(lambda: machine.facts(self._site.settings.server_url))
         more = {"capabilities": CAPABILITIES, "local_time": now().isoformat(), "boot_id": self._boot_id}
-        answer = await self._api.heartbeat({**facts, **more})
+        answer = await self._api.heartbeat(cast("HeartbeatBody", {**facts, **more}))
         offset = machine.clock_offset(answer.get("server_time"), now())
         if (skewed := abs(offset) > TOLERATED_OFFSET) and not self._skewed:
             log.warning("this machine's clock is off: it gets no work that needs a CSR", extra={"offset": str(offset)})

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeAlias
+from typing import Any, BinaryIO, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 from certctl_sdk import profile_file
+from certctl_sdk.api import Call, Page, Rows
+from certctl_sdk.api import Json as Json
 from certctl_sdk.http import httpx
 
 TIMEOUT_SECONDS = 30.0
 """For one call."""
 MOST_PER_PAGE = 500
 """The longest page that the server sends."""
-Json: TypeAlias = dict[str, Any]
-"""A decoded JSON object."""
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 class ClientError(Exception):
@@ -94,29 +96,16 @@ def _from_file(path: str) -> str:
         raise Unreachable(f"the key file {path} cannot be read: {exc}") from exc
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some rows of a list, and how many there are in all."""
-
-    data: list[Json]
-    """The rows, in the order asked for."""
-    total: int
-    """All that match, whatever the page holds."""
-
-
 class Client:
-    """A server's API. Use it as a context manager; not for several threads at once."""
+    """A server's API. Use it as a context manager; not for several threads at once.
+
+    ``send`` makes the calls of ``certctl_sdk.api``, whose answers have types. The methods named after those of HTTP
+    take a path in parts, for what those calls do not know.
+    """
 
     def __init__(self, access: Access, *, timeout: float = TIMEOUT_SECONDS) -> None:
-        headers = {"Accept": "application/json"}
-        if access.api_key:
-            headers["Authorization"] = f"Bearer {access.api_key}"
-        # Loading the system's roots takes 25 ms, which plain HTTP need not pay; without any it trusts nobody.
-        plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        verify = _trusting(access.ca_file) if access.url.startswith("https:") else plain
-        # A proxy of the environment would see the key of a server that is usually in the same house.
-        self._http = httpx.Client(base_url=access.url, headers=headers, timeout=timeout, verify=verify, trust_env=False)
         self._url = access.url
+        self._http = httpx.Client(**_terms(access, timeout))
 
     def __enter__(self) -> Self:
         return self
@@ -130,96 +119,158 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def get(self, *path: str, **query: object) -> Json:
-        """Return the object at ``/api/v1/`` and the parts of ``path``; query values that are None are left out.
+    def send(self, call: Call[A]) -> A:
+        """Make a call and return its answer; None if it has none.
 
         Raises:
             ApiError: the server refused.
             Unreachable: it did not answer.
         """
-        return self._object(self._call("GET", path, query))
+        try:
+            response = self._http.request(**_request(call))
+        except httpx.HTTPError as exc:
+            raise _away(self._url, exc) from exc
+        return _answer(self._url, call, response)
+
+    def walk(self, call: Call[Page[T]]) -> Iterator[T]:
+        """Walk through all rows of a list, each that exists throughout exactly once; errors as of ``send``."""
+        part: Call[Page[T]] | None = _first(call)
+        while part is not None:
+            page = self.send(part)
+            yield from page.data
+            part = _next(part, page)
+
+    def get(self, *path: str, **query: object) -> Json:
+        """Return the object at ``/api/v1/`` and the parts of ``path``; errors as of ``send``."""
+        return self.send(Call[Json]("GET", _path(path), query)) or {}
 
     def post(self, *path: str, body: Mapping[str, Any] | None = None) -> Json:
-        """Send ``body`` to ``/api/v1/`` and the parts of ``path``; return the answer; errors as of ``get``."""
-        return self._object(self._call("POST", path, {}, body or {}))
+        """Send ``body`` to ``/api/v1/`` and the parts of ``path``; return the answer; errors as of ``send``."""
+        return self.send(Call[Json]("POST", _path(path), body=body or {})) or {}
 
     def put(self, *path: str, body: Mapping[str, Any]) -> Json:
-        """Merge ``body`` into what is there and return what is there now; errors as of ``get``."""
-        return self._object(self._call("PUT", path, {}, body))
+        """Merge ``body`` into what is there and return what is there now; errors as of ``send``."""
+        return self.send(Call[Json]("PUT", _path(path), body=body)) or {}
 
     def delete(self, *path: str) -> None:
-        """Remove what is there; errors as of ``get``."""
-        self._call("DELETE", path, {})
+        """Remove what is there; errors as of ``send``."""
+        self.send(Call[None]("DELETE", _path(path)))
 
-    def page(self, *path: str, **query: object) -> Page:
-        """Return some rows of a list; errors as of ``get``."""
-        found = self.get(*path, **query)
-        data, total = found.get("data"), found.get("total")
-        if not isinstance(data, list) or not isinstance(total, int):
-            raise Unreachable(f"{self._url} answered without a list: it is no certctl server, or a strange one")
-        return Page(data=data, total=total)
+    def page(self, *path: str, **query: object) -> Page[Json]:
+        """Return some rows of a list; errors as of ``send``."""
+        return self.send(Rows[Json, Json]("/".join(path)).list(query))
 
     def series(self, *path: str, **query: object) -> list[Json]:
-        """Return the rows of a list that has no pages; errors as of ``get``."""
-        found = self._json(self._call("GET", path, query))
-        if not isinstance(found, list):
-            raise Unreachable(f"{self._url} answered without a list: it is no certctl server, or a strange one")
-        return found
+        """Return the rows of a list that has no pages; errors as of ``send``."""
+        return self.send(Call[list[Json]]("GET", _path(path), query, series=True))
 
     def every(self, *path: str, **query: object) -> Iterator[Json]:
-        """Walk through all rows of a list, each that exists throughout exactly once; errors as of ``get``."""
-        cursor: object = ""
-        while True:
-            found = self.get(*path, **query, cursor=cursor, page_size=MOST_PER_PAGE)
-            yield from found.get("data") or ()
-            if not (cursor := found.get("next_cursor")):
-                return
+        """Walk through all rows of a list, as ``walk`` does."""
+        yield from self.walk(Rows[Json, Json]("/".join(path)).list(query))
 
     def save(self, out: BinaryIO, *path: str, **query: object) -> None:
-        """Write what is at ``/api/v1/`` and the parts of ``path`` to ``out`` as it comes; errors as of ``get``."""
-        target, given = _target(path), _given(query)
+        """Write what is at ``/api/v1/`` and the parts of ``path`` to ``out`` as it comes; errors as of ``send``."""
+        call = Call[None]("GET", _path(path), query)
         try:
-            with self._http.stream("GET", target, params=given) as response:
-                if response.status_code >= 300:  # noqa: PLR2004  # as in _call
+            with self._http.stream("GET", call.path, params=call.pairs) as response:
+                if response.status_code >= 300:  # noqa: PLR2004  # as in _answer
                     response.read()
                     raise ApiError(response.status_code, response.text.strip())
                 out.writelines(response.iter_bytes())
         except httpx.HTTPError as exc:
             raise Unreachable(f"{self._url} did not answer to the end: {exc}") from exc
 
-    def _call(
-        self, method: str, path: tuple[str, ...], query: Mapping[str, object], body: Mapping[str, Any] | None = None
-    ) -> httpx.Response:
-        target, given = _target(path), _given(query)
-        content = None if body is None else json.dumps(body).encode()
-        headers = {} if body is None else {"Content-Type": "application/json"}
+
+class AsyncClient:
+    """As Client, for programs that run on an event loop: what is sent is the same, and so is what comes back."""
+
+    def __init__(self, access: Access, *, timeout: float = TIMEOUT_SECONDS) -> None:
+        self._url = access.url
+        self._http = httpx.AsyncClient(**_terms(access, timeout))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def send(self, call: Call[A]) -> A:
+        """As ``Client.send``."""
         try:
-            response = self._http.request(method, target, params=given, content=content, headers=headers)
+            response = await self._http.request(**_request(call))
         except httpx.HTTPError as exc:
-            raise Unreachable(f"{self._url} did not answer: {exc}") from exc
-        if response.status_code >= 300:  # noqa: PLR2004  # RFC 9110 section 15: neither is what was asked for
-            raise ApiError(response.status_code, response.text.strip())
-        return response
+            raise _away(self._url, exc) from exc
+        return _answer(self._url, call, response)
 
-    def _object(self, response: httpx.Response) -> Json:
-        found = self._json(response) if response.content else {}
-        if not isinstance(found, dict):
-            raise Unreachable(f"{self._url} answered with JSON that is no object")
-        return found
-
-    def _json(self, response: httpx.Response) -> Any:
-        try:
-            return response.json()
-        except ValueError as exc:
-            raise Unreachable(f"{self._url} answered without JSON: it is no certctl server") from exc
+    async def walk(self, call: Call[Page[T]]) -> AsyncIterator[T]:
+        """As ``Client.walk``."""
+        part: Call[Page[T]] | None = _first(call)
+        while part is not None:
+            page = await self.send(part)
+            for row in page.data:
+                yield row
+            part = _next(part, page)
 
 
-def _target(path: tuple[str, ...]) -> str:
-    return "/".join(["/api/v1", *(quote(part, safe="") for part in path)])
+def _terms(access: Access, timeout: float) -> dict[str, Any]:
+    headers = {"Accept": "application/json"}
+    if access.api_key:
+        headers["Authorization"] = f"Bearer {access.api_key}"
+    # Loading the system's roots takes 25 ms, which plain HTTP need not pay; without any it trusts nobody.
+    plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    verify = _trusting(access.ca_file) if access.url.startswith("https:") else plain
+    # A proxy of the environment would see the key of a server that is usually in the same house.
+    return {"base_url": access.url, "headers": headers, "timeout": timeout, "verify": verify, "trust_env": False}
 
 
-def _given(query: Mapping[str, object]) -> dict[str, str]:
-    return {name: str(value) for name, value in query.items() if value is not None}
+def _path(parts: tuple[str, ...]) -> str:
+    return "/".join(["/api/v1", *(quote(part, safe="") for part in parts)])
+
+
+def _request(call: Call[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"method": call.method, "url": call.path, "params": call.pairs}
+    if call.body is not None:
+        found |= {"content": json.dumps(call.body).encode(), "headers": {"Content-Type": "application/json"}}
+    return found
+
+
+def _away(url: str, exc: httpx.HTTPError) -> Unreachable:
+    return Unreachable(f"{url} did not answer: {exc}")
+
+
+def _answer(url: str, call: Call[A], response: httpx.Response) -> A:
+    if response.status_code >= 300:  # noqa: PLR2004  # RFC 9110 section 15: neither is what was asked for
+        raise ApiError(response.status_code, response.text.strip())
+    if not response.content:
+        return cast(A, None)
+    try:
+        found = response.json()
+    except ValueError as exc:
+        raise Unreachable(f"{url} answered without JSON: it is no certctl server") from exc
+    if not isinstance(found, list if call.series else dict):
+        raise Unreachable(f"{url} answered with other JSON than was asked for")
+    return cast(A, _page(url, cast("Json", found)) if call.rows else found)
+
+
+def _page(url: str, found: Json) -> Page[Any]:
+    data, total = found.get("data"), found.get("total")
+    if not isinstance(data, list) or not isinstance(total, int):
+        raise Unreachable(f"{url} answered without a list: it is no certctl server, or a strange one")
+    return Page(data, total, str(found.get("next_cursor", "")))
+
+
+def _first(call: Call[Page[T]]) -> Call[Page[T]]:
+    return replace(call, query={**call.query, "cursor": "", "page_size": MOST_PER_PAGE})
+
+
+def _next(call: Call[Page[T]], page: Page[T]) -> Call[Page[T]] | None:
+    return replace(call, query={**call.query, "cursor": page.next_cursor}) if page.next_cursor else None
 
 
 def _trusting(ca_file: str) -> ssl.SSLContext:

@@ -31,6 +31,7 @@ from certctl_server.issuers.routes import routes as issuers
 from certctl_server.jobs.routes import routes as jobs
 from certctl_server.network_scans.routes import routes as network_scans
 from certctl_server.notices.routes import routes as notices
+from certctl_server.openapi.routes import routes as openapi
 from certctl_server.people.routes import routes as people
 from certctl_server.policies.routes import routes as policies
 from certctl_server.rules.routes import routes as rules
@@ -60,6 +61,7 @@ ROUTES: list[ControllerRouterHandler] = [
     *digest,
     *telemetry,
     *version,
+    *openapi,
 ]
 """Every route of the API. A feature's ``routes.py`` has its own list, named here."""
 

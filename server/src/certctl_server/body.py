@@ -48,6 +48,8 @@ FAULT = "fault"
 NOTHING: Mapping[str, str] = {}
 MANAGED = frozenset({"id", "status", "attempts", "serial_number"})
 """Keys that only the server writes, beside all that end in ``_at``: sent back by clients, and not worth a word."""
+SPACE = b" \t\r\n"
+"""What JSON takes for white space."""
 DEPTH = 32
 """How deep the objects and lists of a body may lie in each other."""
 NAMED_IGNORED = 50
@@ -253,7 +255,7 @@ def _told(path: str, message: str) -> tuple[str, str]:
 
 def _decode(raw: bytes) -> dict[str, Any]:
     try:
-        body: dict[str, Any] = msgspec.json.decode(raw.strip() or b"{}", type=dict[str, Any])
+        body: dict[str, Any] = msgspec.json.decode(raw.strip(SPACE) or b"{}", type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Refused(HTTPStatus.BAD_REQUEST, f"The body is not a JSON object: {exc}") from exc
     # Walking costs more than decoding, so only bodies that could be at fault are walked.

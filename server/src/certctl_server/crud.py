@@ -24,7 +24,7 @@ from certctl_server.errors import conflict, invalid, not_found
 from certctl_server.filters import Bound, Filter
 from certctl_server.http.answer import Answer
 from certctl_server.ids import new_id
-from certctl_server.lists import Row, list_response, listed
+from certctl_server.lists import ListSpec, Row, list_response, listed
 from certctl_server.resource import Resource
 
 Check = Callable[[Row, Mapping[str, Any] | None], Mapping[str, str]]
@@ -53,6 +53,8 @@ class Crud:
     """Columns that hold lists and maps as JSON."""
     computed: Mapping[str, str] = field(default_factory=dict)
     """Further keys of the object, each with the SQL over ``item`` that it is read by."""
+    types: Mapping[str, Any] = field(default_factory=dict)
+    """What the object has in these keys, where the body does not say it."""
     optional: frozenset[str] = frozenset()
     """Keys that are left out when empty."""
     reserved: frozenset[str] = frozenset()
@@ -83,6 +85,22 @@ class Crud:
         return found
 
     @cached_property
+    def spec(self) -> ListSpec:
+        """What is listed, and what one object is."""
+        names = (*self.names, *self.computed)
+        said = {each.encode_name: each.type for each in msgspec.structs.fields(self.body) if each.name in names}
+        return listed(
+            self.table,
+            self.show,
+            names,
+            json=self.json,
+            filters=self.filters,
+            select=self.select,
+            optional=self.optional,
+            types={**said, **self.types},
+        )
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The keys of the object that are columns."""
         return tuple(column._meta.name for column in self.table._meta.columns)
@@ -102,28 +120,25 @@ def crud_routes(crud: Crud) -> Router:
 
     Foreign keys do the rest: one out of the table must lead to a row, one into it forbids deletion.
     """
-    fields = [("id", ID, "")]
-    body_of_new: type[msgspec.Struct] = msgspec.defstruct(f"New{crud.table.__name__}", fields, bases=(crud.body,))
-    names = (*crud.names, *crud.computed)
-    spec = listed(crud.table, crud.show, names, json=crud.json, filters=crud.filters, select=crud.select)
+    body_of_new, body_of_change = bodies(crud.table.__name__, crud.body)
 
-    @get("/", opt={"roles": READ, "query": LISTED})
+    @get("/", opt={"roles": READ, "query": LISTED, "list": crud.spec})
     async def list_(request: Req) -> Response[bytes]:
-        return await list_response(request, spec)
+        return await list_response(request, crud.spec)
 
-    @get("/{id:str}", opt={"roles": READ})
+    @get("/{id:str}", opt={"roles": READ, "answer": crud.spec})
     async def get_(request: Req, id: FromPath[str]) -> Row:
         return crud.show(await crud.one(id, request.user))
 
-    @post("/", opt={"roles": WRITE})
+    @post("/", opt={"roles": WRITE, "body": body_of_new, "answer": crud.spec})
     async def create(request: Req, ctx: Ctx) -> Answer[Row]:
         body = await new(request, body_of_new, aliases=crud.aliases)
         row = await _create(crud, ctx, request, msgspec.structs.asdict(body))
         return Answer(crud.show(row), status_code=HTTPStatus.CREATED)
 
-    @put("/{id:str}", opt={"roles": WRITE})
+    @put("/{id:str}", opt={"roles": WRITE, "change": body_of_change, "answer": crud.spec})
     async def update(request: Req, ctx: Ctx, id: FromPath[str]) -> Row:
-        values = await changes(request, crud.body, aliases=crud.aliases)
+        values = await changes(request, body_of_change, aliases=crud.aliases)
         return crud.show(await _update(crud, ctx, request, id, values))
 
     @delete("/{id:str}", opt={"roles": WRITE})
@@ -131,6 +146,12 @@ def crud_routes(crud: Crud) -> Router:
         await _delete(crud, request, id)
 
     return Router(crud.path, route_handlers=[list_, get_, create, update, delete_], tags=[crud.kind])
+
+
+def bodies(name: str, body: type[msgspec.Struct]) -> tuple[type[msgspec.Struct], type[msgspec.Struct]]:
+    """Return what clients may send to make and to change a row, named after what they are for."""
+    new_body = msgspec.defstruct(f"New{name}", [("id", ID, "")], bases=(body,))
+    return new_body, msgspec.defstruct(f"{name}Change", [], bases=(body,))
 
 
 async def one(table: type[Table], id: str, principal: Principal, kind: str, *, lock: bool = False) -> Row:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeAlias
@@ -41,6 +41,21 @@ class Bound:
 
 
 Filter: TypeAlias = Callable[[str, Bound], str]
+TEXTS = {"type": "array", "items": {"type": "string"}}
+MOMENT = {"type": "string", "format": "date-time"}
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A filter that says what it takes."""
+
+    condition: Filter
+    schema: Mapping[str, Any]
+    """As JSON Schema; an array stands for a comma list."""
+
+    def __call__(self, text: str, bound: Bound) -> str:
+        """Return the condition."""
+        return self.condition(text, bound)
 
 
 def any_of(sql: str, values: Iterable[Any], bound: Bound) -> str:
@@ -60,7 +75,7 @@ def _split(text: str) -> list[str]:
 
 def equal(sql: str) -> Filter:
     """Match text exactly; a comma list means any of."""
-    return lambda text, bound: any_of(sql, _split(text), bound)
+    return Described(lambda text, bound: any_of(sql, _split(text), bound), TEXTS)
 
 
 def word(sql: str, values: Iterable[str], aliases: dict[str, str] | None = None) -> Filter:
@@ -74,7 +89,8 @@ def word(sql: str, values: Iterable[str], aliases: dict[str, str] | None = None)
             raise ValueError(f"{unknown[0][:64]} is none of {', '.join(dict.fromkeys(known.values()))}")
         return any_of(sql, (known[each.casefold()] for each in asked), bound)
 
-    return condition
+    spellings = list(dict.fromkeys(known.values()))
+    return Described(condition, {"type": "array", "items": {"type": "string", "enum": spellings}})
 
 
 def flag(sql: str) -> Filter:
@@ -85,7 +101,7 @@ def flag(sql: str) -> Filter:
             raise ValueError("is neither true nor false")
         return f"{sql} = {bound.add(WORDS[text.lower()])}"
 
-    return condition
+    return Described(condition, {"type": "string", "enum": list(WORDS)})
 
 
 def number(sql: str) -> Filter:
@@ -96,7 +112,7 @@ def number(sql: str) -> Filter:
             raise ValueError("is not a whole number")
         return f"{sql} = {bound.add(int(text))}"
 
-    return condition
+    return Described(condition, {"type": "integer"})
 
 
 def moment(text: str) -> datetime:
@@ -110,14 +126,14 @@ def moment(text: str) -> datetime:
 
 def before(sql: str) -> Filter:
     """Match what is strictly earlier."""
-    return lambda text, bound: f"{sql} < {bound.add(moment(text))}"
+    return Described(lambda text, bound: f"{sql} < {bound.add(moment(text))}", MOMENT)
 
 
 def after(sql: str) -> Filter:
     """Match what is strictly later."""
-    return lambda text, bound: f"{sql} > {bound.add(moment(text))}"
+    return Described(lambda text, bound: f"{sql} > {bound.add(moment(text))}", MOMENT)
 
 
 def since(sql: str) -> Filter:
     """Match what is as late or later."""
-    return lambda text, bound: f"{sql} >= {bound.add(moment(text))}"
+    return Described(lambda text, bound: f"{sql} >= {bound.add(moment(text))}", MOMENT)

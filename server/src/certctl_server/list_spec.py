@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from piccolo.columns import BigInt, BigSerial, Boolean, Integer, Timestamptz
 from piccolo.columns.base import Column
@@ -107,6 +107,16 @@ class ListSpec:
     """Which rows are listed at all; what tallies count has it already."""
     tallies: Sequence[Tallied] = ()
     """What knows the number of rows without counting; the first that goes with the filters is asked."""
+    name: str = ""
+    """What the OpenAPI document calls an object; by default as the table."""
+    optional: frozenset[str] = frozenset()
+    """The keys that an object may lack."""
+    types: Mapping[str, Any] = field(default_factory=dict)
+    """Types of keys where neither column nor filter says them; those that are no ``fields`` are in few answers."""
+
+    def __deepcopy__(self, _: object) -> Self:
+        # A router copies what its handlers say of themselves; this never changes.
+        return self
 
     @cached_property
     def every_filter(self) -> dict[str, Filter]:
@@ -128,13 +138,14 @@ class ListSpec:
         return name
 
 
-def listed(
+def listed(  # noqa: PLR0913  # what tells one list from another
     table: type[Table],
     show: Show,
     fields: Iterable[str],
     *,
     keys: Mapping[str, Key] | None = None,
     json: Iterable[str] = (),
+    optional: Iterable[str] = (),
     **more: Any,
 ) -> ListSpec:
     """Return the spec whose sort keys are the columns among ``fields``.
@@ -145,13 +156,14 @@ def listed(
         fields: As in ListSpec.
         keys: Sort keys that are no columns, or other than their columns.
         json: Columns that hold lists or maps, by which nothing is sorted.
+        optional: As in ListSpec.
         more: Further fields of ListSpec.
     """
     names = frozenset(fields)
     unfit = frozenset(json)
     columns = {column._meta.name: column for column in table._meta.columns}
     found = {name: _key(table, columns[name]) for name in sorted(names & columns.keys() - unfit)}
-    return ListSpec(table, show, names, found | dict(keys or {}), **more)
+    return ListSpec(table, show, names, found | dict(keys or {}), optional=frozenset(optional), **more)
 
 
 def _key(table: type[Table], column: Column) -> Key:

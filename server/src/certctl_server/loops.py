@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 from certctl_server import db
+from certctl_server.body import Time
 from certctl_server.leader import TROUBLE, Leadership, NotLeading
 from certctl_server.telemetry.metrics import LoopWatch
 
@@ -37,7 +38,15 @@ BEAT = db.Sql(
 BEATS = db.Sql("SELECT name, finished_at, last_error FROM loop_beat ORDER BY name")
 
 
-async def beats() -> list[dict[str, object]]:
+class Beat(TypedDict):
+    """When a background loop last came to its end, and whether well."""
+
+    name: str
+    finished_at: Time | None
+    ok: bool
+
+
+async def beats() -> list[Beat]:
     """Return for each loop when it last came to its end, and whether well."""
     return [
         {"name": row["name"], "finished_at": row["finished_at"], "ok": not row["last_error"]}

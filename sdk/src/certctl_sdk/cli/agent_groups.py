@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
+from certctl_sdk.api import agent_groups as api
 from certctl_sdk.cli.build import part_command
 from certctl_sdk.cli.resources import Resource, group
 from certctl_sdk.cli.session import Session, with_session
@@ -32,11 +35,11 @@ agent_groups = group(
 agent_groups.add_command(part_command(PATH, "members", MEMBER_COLUMNS, "List the machines that belong to a group now."))
 
 
-def _membership(name: str, words: str, sentence: str) -> click.Command:
+def _membership(name: Literal["include", "exclude"], words: str, sentence: str) -> click.Command:
     @with_session
     def run(session: Session, id: str, agent: str) -> None:
         with session.client() as client:
-            found = client.put(PATH, id, "members", agent, body={"membership_type": name})
+            found = client.send(api.put_member(id, agent, {"membership_type": name}))
             session.say(found, sentence.format(agent=agent, id=id))
 
     return click.Command(name, callback=run, params=[click.Argument(["id"]), click.Argument(["agent"])], help=words)
@@ -56,5 +59,5 @@ for command in (
 def forget(session: Session, id: str, agent: str) -> None:
     """Leave it to the criteria of the group ID again whether AGENT belongs."""
     with session.client() as client:
-        client.delete(PATH, id, "members", agent)
+        client.send(api.forget_member(id, agent))
         session.say({"status": "forgotten"}, f"the criteria of {id} decide about {agent}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from certctl_sdk.api import tokens as api
 from certctl_sdk.cli.build import get_command, list_command
 from certctl_sdk.cli.session import Session, with_session
+
+if TYPE_CHECKING:
+    from certctl_sdk.api.bodies import TokenBody
 
 
 @click.group()
@@ -44,8 +48,9 @@ tokens.add_command(
 def create(session: Session, **given: Any) -> None:
     """Make a token and show it, once. On the machine: certctl-agent enroll."""
     with session.client() as client:
-        found = client.post("agents", "tokens", body={name: value for name, value in given.items() if value})
-        session.say(found, str(found.get("token", "")))
+        body = cast("TokenBody", {name: value for name, value in given.items() if value})
+        found = client.send(api.create(body))
+        session.say(found, found.get("token", ""))
 
 
 @tokens.command("delete")
@@ -54,5 +59,5 @@ def create(session: Session, **given: Any) -> None:
 def delete(session: Session, id: str) -> None:
     """End a token at once."""
     with session.client() as client:
-        client.delete("agents", "tokens", id)
+        client.send(api.delete(id))
         session.say({"status": "deleted"}, f"{id} is ended")

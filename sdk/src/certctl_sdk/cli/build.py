@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from certctl_sdk.api import Json, Readable, Rows
 from certctl_sdk.cli.session import Session, with_session
 
 PAGING = {
@@ -27,7 +28,7 @@ def list_command(path: str, columns: Sequence[str], filters: Mapping[str, str], 
     def run(session: Session, **given: Any) -> None:
         query = {filters.get(name, name): value for name, value in given.items()}
         with session.client() as client:
-            session.show_page(client.page(*path.split("/"), **query), columns)
+            session.show_page(client.send(Rows[Json, Json](path).list(query)), columns)
 
     options = [
         *filter_options(filters),
@@ -52,7 +53,7 @@ def get_command(path: str, words: str) -> click.Command:
     @with_session
     def run(session: Session, id: str) -> None:
         with session.client() as client:
-            session.show(client.get(*path.split("/"), id))
+            session.show(client.send(Readable[Json, Json](path).get(id)))
 
     return click.Command("get", callback=run, params=[click.Argument(["id"])], help=words)
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from certctl_sdk.api import certificates
 from certctl_sdk.cli import certs_bulk
 from certctl_sdk.cli.build import get_command, list_command, part_command
 from certctl_sdk.cli.session import Session, with_session
+
+if TYPE_CHECKING:
+    from certctl_sdk.api.bodies import NewCertificate, RevokeBody
+    from certctl_sdk.api.replies import DeploymentTriggered, RenewalTriggered
 
 PATH = "certificates"
 COLUMNS = ("id", "common_name", "status", "expires_at", "issuer_id")
@@ -62,7 +67,8 @@ def create(session: Session, names: tuple[str, ...], tags: tuple[str, ...], **gi
     if tags:
         body["tags"] = dict(_tag(tag) for tag in tags)
     with session.client() as client:
-        session.show(client.post(PATH, body=body), ("id", "common_name", "sans", "status", "target_ids", "job_id"))
+        made = client.send(certificates.create(cast("NewCertificate", body)))
+        session.show(dict(made), ("id", "common_name", "sans", "status", "target_ids", "job_id"))
 
 
 def _tag(text: str) -> tuple[str, str]:
@@ -79,7 +85,7 @@ def _tag(text: str) -> tuple[str, str]:
 def renew(session: Session, id: str, *, force: bool) -> None:
     """Renew now."""
     with session.client() as client:
-        found = client.post(PATH, id, "renew", body={"force": force})
+        found = client.send(certificates.renew(id, {"force": force}))
         session.say(found, f"renewal of {id} begun: {_jobs(found)}")
 
 
@@ -90,13 +96,12 @@ def renew(session: Session, id: str, *, force: bool) -> None:
 def deploy(session: Session, id: str, target_id: str | None) -> None:
     """Put the newest version in place again."""
     with session.client() as client:
-        found = client.post(PATH, id, "deploy", body={"target_id": target_id} if target_id else {})
+        found = client.send(certificates.deploy(id, {"target_id": target_id} if target_id else {}))
         session.say(found, f"deployment of {id} begun: {_jobs(found)}")
 
 
-def _jobs(found: dict[str, Any]) -> str:
-    ids = found.get("job_ids") or [found.get("job_id") or "no job named"]
-    return ", ".join(map(str, ids))
+def _jobs(found: RenewalTriggered | DeploymentTriggered) -> str:
+    return ", ".join(found.get("job_ids") or [found.get("job_id") or "no job named"])
 
 
 @certs.command()
@@ -106,7 +111,8 @@ def _jobs(found: dict[str, Any]) -> str:
 def revoke(session: Session, id: str, reason: str) -> None:
     """Revoke every version that is not expired."""
     with session.client() as client:
-        session.say(client.post(PATH, id, "revoke", body={"reason": reason}), f"{id} is revoked ({reason})")
+        body = cast("RevokeBody", {"reason": reason})  # the server knows the reasons, in any case of letters
+        session.say(client.send(certificates.revoke(id, body)), f"{id} is revoked ({reason})")
 
 
 certs.add_command(
@@ -140,7 +146,7 @@ def import_(session: Session, files: tuple[Path, ...]) -> None:
             raise click.UsageError(f"{file} holds no certificate: {exc}") from exc
     with session.client() as client:
         for file, facts in found:
-            body = {
+            body: NewCertificate = {
                 "common_name": facts.common_name,
                 "sans": [str(name) for name in facts.sans],
                 "issuer_id": LOCAL_CA,
@@ -149,5 +155,5 @@ def import_(session: Session, files: tuple[Path, ...]) -> None:
                 "serial_number": facts.serial_number,
                 "expires_at": facts.not_after.isoformat(),
             }
-            made = client.post(PATH, body=body)
-            session.say(made, f"{file}: {made.get('id')}")
+            made = client.send(certificates.create(body))
+            session.say(made, f"{file}: {made['id']}")

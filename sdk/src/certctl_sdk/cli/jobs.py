@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from certctl_sdk.api import jobs as api
 from certctl_sdk.cli.build import action, counted, get_command, list_command
 from certctl_sdk.cli.session import Session, with_session
+
+if TYPE_CHECKING:
+    from certctl_sdk.api.bodies import BulkRetryBody
 
 COLUMNS = ("id", "type", "certificate_id", "target_id", "status", "attempts", "last_error")
 FILTERS = {"status": "status", "type": "type", "cert": "certificate_id", "target": "target_id", "agent": "agent_id"}
@@ -39,9 +43,11 @@ def retry(session: Session, ids: tuple[str, ...], *, dry_run: bool, **filters: A
         raise click.UsageError("name jobs, or say which: --status Failed")
     with session.client() as client:
         if len(ids) == 1 and not given and not dry_run:
-            session.say(client.post("jobs", ids[0], "retry"), f"{ids[0]} is tried again")
+            session.say(client.send(api.retry(ids[0])), f"{ids[0]} is tried again")
             return
         body = {"job_ids": list(ids), "filter": given, "dry_run": dry_run}
-        found = client.post("jobs", "bulk-retry", body={name: value for name, value in body.items() if value})
+        found = client.send(
+            api.bulk_retry(cast("BulkRetryBody", {name: value for name, value in body.items() if value}))
+        )
     faults = [f"{each['job_id']}: {each['error']}" for each in found["errors"][:10]]
     session.say(found, "; ".join([counted(found, "retried", "tried again"), *faults]))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
 import click
 
+from certctl_sdk.api import keys as api
 from certctl_sdk.cli.build import list_command
 from certctl_sdk.cli.session import Session, with_session
+
+if TYPE_CHECKING:
+    from certctl_sdk.api.bodies import NewKey
 
 
 @click.group()
@@ -28,12 +34,14 @@ keys.add_command(
 @click.option("--role", type=click.Choice(["admin", "operator", "viewer"]), required=True, help="What it may do.")
 @click.option("--expires-at", help="Until when, like 2030-01-31T12:00:00Z.  [default: for ever]")
 @with_session
-def create(session: Session, name: str, role: str, expires_at: str | None) -> None:
+def create(session: Session, name: str, role: Literal["admin", "operator", "viewer"], expires_at: str | None) -> None:
     """Make a key for NAME and show it, once."""
-    body = {"name": name, "role": role, **({"expires_at": expires_at} if expires_at else {})}
+    body: NewKey = {"name": name, "role": role}
+    if expires_at:
+        body["expires_at"] = expires_at
     with session.client() as client:
-        found = client.post("auth", "keys", body=body)
-        session.say(found, str(found.get("key", "")))
+        found = client.send(api.create(body))
+        session.say(found, found.get("key", ""))
 
 
 @keys.command()
@@ -52,7 +60,7 @@ def rotate(session: Session, id: str) -> None:
 def revoke(session: Session, id: str) -> None:
     """End a key at once, and the logins made with it."""
     with session.client() as client:
-        client.delete("auth", "keys", id)
+        client.send(api.delete(id))
         session.say({"status": "deleted"}, f"{id} is ended")
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from certctl_sdk import api
 from certctl_sdk.cli.build import assigned, configured, get_command, list_command
 from certctl_sdk.cli.session import Session, with_session
-from certctl_sdk.client import Client
+
+if TYPE_CHECKING:
+    from certctl_sdk.client import Client
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def _create(resource: Resource) -> click.Command:
         with session.client() as client:
             if resource.has_agent and "agent_id" not in body:
                 body["agent_id"] = only_agent(client)
-            session.show(client.post(resource.path, body=body))
+            session.show(client.send(api.Resource[api.Json, api.Json, api.Json, api.Json](resource.path).create(body)))
 
     params: list[click.Parameter] = [
         click.Argument(["id"]),
@@ -102,10 +105,10 @@ def only_agent(client: Client) -> str:
     Raises:
         click.UsageError: there is none, or more than one.
     """
-    page = client.page("agents", per_page=2)
+    page = client.send(api.agents.list({"per_page": 2}))
     if page.total != 1:
         raise click.UsageError(f"there are {page.total} agents: say which with --agent")
-    return str(page.data[0]["id"])
+    return page.data[0]["id"]
 
 
 CONFIGURED = {"type": "type", "status": "status", "enabled": "enabled"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from certctl_sdk.client import Client, Json, Page
+    from certctl_sdk.api import Page
+    from certctl_sdk.client import Client
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,7 +48,7 @@ class Session:
             click.echo(f"error: {inert(str(exc))}", err=True)
             sys.exit(1)
 
-    def show_page(self, page: Page, columns: Sequence[str]) -> None:
+    def show_page(self, page: Page[Any], columns: Sequence[str]) -> None:
         """Show rows of a list."""
         from certctl_sdk.cli import output  # noqa: PLC0415
 
@@ -58,7 +59,7 @@ class Session:
             if page.total > len(page.data):
                 click.echo(f"{len(page.data)} of {page.total}; --page and --per-page show others", err=True)
 
-    def show_rows(self, rows: Sequence[Json], columns: Sequence[str]) -> None:
+    def show_rows(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         """Show rows of a list without pages."""
         from certctl_sdk.cli import output  # noqa: PLC0415
 
@@ -67,7 +68,7 @@ class Session:
         else:
             output.write_table(rows, columns)
 
-    def show(self, found: Json, columns: Sequence[str] = ()) -> None:
+    def show(self, found: Mapping[str, Any], columns: Sequence[str] = ()) -> None:
         """Show one object: all of it, or in a table only ``columns`` as far as they are there."""
         from certctl_sdk.cli import output  # noqa: PLC0415
 
@@ -76,7 +77,7 @@ class Session:
         else:
             output.write_object({name: found[name] for name in columns if name in found} if columns else found)
 
-    def say(self, found: Json, sentence: str) -> None:
+    def say(self, found: Mapping[str, Any], sentence: str) -> None:
         """Show what came of an order: a sentence for people, all of it as JSON."""
         from certctl_sdk.cli import output  # noqa: PLC0415
 

@@ -6,6 +6,7 @@ from importlib.metadata import version as installed
 
 import click
 
+from certctl_sdk.api import health
 from certctl_sdk.cli.session import Session, with_session
 
 
@@ -14,9 +15,9 @@ from certctl_sdk.cli.session import Session, with_session
 def status(session: Session) -> None:
     """Whether the server is well, and what it looks after."""
     with session.client() as client:
-        health, summary = client.get("health"), client.get("stats", "summary")
+        found, summary = client.send(health()), client.get("stats", "summary")
     figures = {name: value for name, value in summary.items() if name != "data"}
-    session.show({"status": health.get("status"), **(figures or summary.get("data") or {})})
+    session.show({"status": found["status"], **(figures or summary.get("data") or {})})
 
 
 @click.command()

@@ -7,6 +7,7 @@ import json
 import time
 from contextlib import suppress
 from datetime import timedelta
+from typing import Literal, TypeAlias
 
 from certctl_core.csr import CheckedCsr, CsrError, match_names, read_csr
 from certctl_core.errors import RejectedError
@@ -58,11 +59,12 @@ HELD_KEY = db.Sql(
     ON CONFLICT (agent_id, certificate_id) DO UPDATE SET public_key_sha256 = excluded.public_key_sha256
     """
 )
-STATES = db.Sql("SELECT id, status, version_id FROM job WHERE id IN ({ids:$1})")
+Outcome: TypeAlias = Literal["csr_signed", "csr_accepted"]
+STATES = db.Sql("SELECT id, status, version_id, last_error FROM job WHERE id IN ({ids:$1})")
 SAY = db.Sql("UPDATE job SET last_error = $2 WHERE id = $1 AND status = 'AwaitingCSR'")
 
 
-async def submit(agent: db.Row, csr_pem: str, certificate_id: str, actor: Actor) -> str:
+async def submit(agent: db.Row, csr_pem: str, certificate_id: str, actor: Actor) -> Outcome:
     """Take a CSR; return ``csr_signed`` if the certificate came of it within ten seconds, else ``csr_accepted``.
 
     No database connection is held while waiting.
@@ -152,7 +154,7 @@ async def _states(ids: list[str]) -> list[db.Row]:
 _state = db.Together(_states, apart=True)
 
 
-async def _outcome(job_id: str) -> str:
+async def _outcome(job_id: str) -> Outcome:
     until = time.monotonic() + PATIENCE.total_seconds()
     pace, slowest = PACES
     while time.monotonic() < until:

@@ -1,7 +1,7 @@
 """Groups of agents over HTTP: the groups, and who belongs to them at this moment."""
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 from litestar import Response, delete, get, put
@@ -59,13 +59,31 @@ GROUPS = Crud(
     filters={"enabled": flag("item.enabled")},
     aliases=ALIASES,
     computed={"member_count": COUNT},
+    types={"member_count": int},
     optional=frozenset({"max_concurrent_deployments"}),
     check=check_group,
     changed=written,
 )
 
 
-@get(BASE + "/{id:str}/members", opt={"roles": READ, "query": LISTED})
+Membership = Literal["dynamic", "include"]
+MEMBER_LIST = replace(
+    AGENTS,
+    name="AgentGroupMember",
+    fields=AGENTS.fields | {"membership_type"},
+    types={**AGENTS.types, "membership_type": Membership},
+)
+
+
+class MemberSaid(TypedDict):
+    """What a person said of an agent and a group."""
+
+    group_id: str
+    agent_id: str
+    membership_type: Literal["include", "exclude"]
+
+
+@get(BASE + "/{id:str}/members", opt={"roles": READ, "query": LISTED, "list": MEMBER_LIST})
 async def members(id: FromPath[str], request: Req) -> Response[bytes]:
     """List who belongs to a group now."""
     await GROUPS.one(id, request.user)
@@ -75,12 +93,11 @@ async def members(id: FromPath[str], request: Req) -> Response[bytes]:
         # An agent that fits and was added as well is there because somebody added it.
         return show(row) | {"membership_type": "include" if row["id"] in added else "dynamic"}
 
-    spec = replace(AGENTS, show=show_member, fields=AGENTS.fields | {"membership_type"})
-    return await list_response(request, spec, where=Where(MEMBERS, (id,)))
+    return await list_response(request, replace(MEMBER_LIST, show=show_member), where=Where(MEMBERS, (id,)))
 
 
-@put(ONE_MEMBER, opt={"roles": WRITE})
-async def put_member(id: FromPath[str], agent_id: FromPath[str], request: Req) -> Row:
+@put(ONE_MEMBER, opt={"roles": WRITE, "body": MemberBody})
+async def put_member(id: FromPath[str], agent_id: FromPath[str], request: Req) -> MemberSaid:
     """Put an agent into a group, or keep it out."""
     group = await GROUPS.one(id, request.user)
     await one(Agent, agent_id, request.user, "Agent")
@@ -88,7 +105,7 @@ async def put_member(id: FromPath[str], agent_id: FromPath[str], request: Req) -
     told = {"agent_id": agent_id, "membership_type": asked.membership_type}
     async with audited(actor_of(request), UPDATED, GROUPS.resource_type, group["id"], told):
         await say(id, agent_id, asked.membership_type)
-    return {"group_id": id, **told}
+    return {"group_id": id, "agent_id": agent_id, "membership_type": asked.membership_type}
 
 
 @delete(ONE_MEMBER, opt={"roles": WRITE})

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 from certctl_core.job import JobState
@@ -15,7 +15,7 @@ from certctl_server.agents.health import AgentStatus
 from certctl_server.agents.register import register
 from certctl_server.agents.reports import SAID, Beat, Report, heartbeat, report, retrieved
 from certctl_server.agents.tables import Agent
-from certctl_server.agents.work import certificate_for, offers, seen
+from certctl_server.agents.work import WorkItem, certificate_for, offers, seen
 from certctl_server.audit.record import Event, audited, record
 from certctl_server.auth.keys import create_token, rotate_agent_key
 from certctl_server.auth.principal import Req, Where, actor_of, agent_caller
@@ -34,6 +34,7 @@ from certctl_server.telemetry.metrics import polled
 BASE = "/api/v1/agents"
 OWN = BASE + "/{id:str}"
 LONGEST_WAIT = 25
+Wait = Annotated[int, msgspec.Meta(ge=1, le=LONGEST_WAIT, description="Seconds; answers as soon as there is work.")]
 Word = Annotated[str, msgspec.Meta(max_length=64, pattern=HARMLESS)]
 Host = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=HARMLESS)]
 END_TOKEN = db.Sql("DELETE FROM enrolment_token WHERE id = $1 RETURNING id")
@@ -87,6 +88,7 @@ class TokenBody(msgspec.Struct):
     expires_at: Time | None = None
 
 
+Once = Annotated[str, msgspec.Meta(description="In the answer that made it, and never again.")]
 PLAIN = ("id", "name", "hostname", "status", "registered_at", "os", "architecture", "ip_address", "version")
 OPTIONAL = ("last_heartbeat_at", "clock_offset_ms", "retired_at", "retired_reason")
 
@@ -106,6 +108,8 @@ AGENTS = listed(
     show,
     (*PLAIN, *OPTIONAL, "last_heartbeat", "capabilities"),
     json=("capabilities",),
+    optional=(*OPTIONAL, "last_heartbeat", "capabilities"),
+    types={"last_heartbeat": Time, "capabilities": list[str], "api_key": Once},
     filters={
         "status": word("item.status", AgentStatus),
         **{name: equal(f"item.{name}") for name in ("os", "architecture", "version", "name")},
@@ -122,16 +126,48 @@ def show_token(row: Row) -> Row:
     return {name: row[name] for name in TOKEN_FIELDS if name != "last_used_at" or row[name]}
 
 
-TOKENS = listed(EnrolmentToken, show_token, TOKEN_FIELDS)
+TOKENS = listed(EnrolmentToken, show_token, TOKEN_FIELDS, optional=("last_used_at",), types={"token": Once})
 
 
-@get(BASE, opt={"roles": READ, "query": LISTED})
+class HeartbeatRecorded(TypedDict):
+    """The agent lives; the server's time tells it whether its clock is right."""
+
+    status: Literal["heartbeat_recorded"]
+    server_time: Time
+
+
+class Work(TypedDict):
+    """What an agent is to do, oldest first."""
+
+    count: int
+    jobs: list[WorkItem]
+
+
+class CsrTaken(TypedDict):
+    """What became of a CSR."""
+
+    status: Literal["csr_signed", "csr_accepted"]
+
+
+class CertificatePem(TypedDict):
+    """A chain, leaf first."""
+
+    certificate_pem: str
+
+
+class Updated(TypedDict):
+    """The report is taken."""
+
+    status: Literal["updated"]
+
+
+@get(BASE, opt={"roles": READ, "query": LISTED, "list": AGENTS})
 async def list_(request: Req) -> Response[bytes]:
     """List agents."""
     return await list_response(request, AGENTS)
 
 
-@post(BASE, opt={"roles": ENROL})
+@post(BASE, opt={"roles": ENROL, "body": NewAgent, "answer": AGENTS, "codes": (200,)})
 async def register_(request: Req, ctx: Ctx) -> Answer[Row]:
     """Register an agent; its key is in this answer only."""
     body = await new(request, NewAgent)
@@ -142,13 +178,13 @@ async def register_(request: Req, ctx: Ctx) -> Answer[Row]:
     return Answer(show(row) | ({"api_key": key} if key else {}), status_code=201 if key else 200)
 
 
-@get(BASE + "/tokens", opt={"roles": WRITE, "query": LISTED})
+@get(BASE + "/tokens", opt={"roles": WRITE, "query": LISTED, "list": TOKENS})
 async def tokens(request: Req) -> Response[bytes]:
     """List enrolment tokens."""
     return await list_response(request, TOKENS)
 
 
-@post(BASE + "/tokens", opt={"roles": WRITE})
+@post(BASE + "/tokens", opt={"roles": WRITE, "body": TokenBody, "answer": TOKENS})
 async def new_token(request: Req, ctx: Ctx) -> Answer[Row]:
     """Make an enrolment token; it is in this answer only."""
     body = await new(request, TokenBody)
@@ -174,13 +210,13 @@ async def end_token(id: FromPath[str], request: Req) -> None:
             raise not_found("Enrolment token")
 
 
-@get(OWN, opt={"roles": OWN_AGENT_READ})
+@get(OWN, opt={"roles": OWN_AGENT_READ, "answer": AGENTS})
 async def get_(id: FromPath[str], request: Req) -> Row:
     """Return an agent."""
     return show(await one(Agent, id, request.user, "Agent"))
 
 
-@post(OWN + "/rotate-key", opt={"roles": OWN_AGENT}, status_code=200)
+@post(OWN + "/rotate-key", opt={"roles": OWN_AGENT, "answer": AGENTS}, status_code=200)
 async def rotate(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
     """Make the agent's next key; the old one lasts until it is used, and a day at most."""
     row = await one(Agent, id, request.user, "Agent")
@@ -193,8 +229,8 @@ async def rotate(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
     return show(row) | {"api_key": key}
 
 
-@post(OWN + "/heartbeat", opt={"roles": OWN_AGENT}, status_code=200)
-async def beat(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
+@post(OWN + "/heartbeat", opt={"roles": OWN_AGENT, "body": HeartbeatBody}, status_code=200)
+async def beat(id: FromPath[str], request: Req, ctx: Ctx) -> HeartbeatRecorded:
     """Note that the agent lives."""
     row = await seen(id, request.user)
     if not await agent_caller(request.user, id, ctx.settings):
@@ -205,8 +241,8 @@ async def beat(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
     return {"status": "heartbeat_recorded", "server_time": await heartbeat(row, said)}
 
 
-@get(OWN + "/work", opt={"roles": OWN_AGENT, "query": {"wait"}})
-async def work(id: FromPath[str], request: Req, ctx: Ctx, wait: FromQuery[int] = 0) -> Row:
+@get(OWN + "/work", opt={"roles": OWN_AGENT, "query": {"wait": Wait}})
+async def work(id: FromPath[str], request: Req, ctx: Ctx, wait: FromQuery[int] = 0) -> Work:
     """Return what the agent is to do; its own key claims it, everybody else only looks."""
     row = await seen(id, request.user)
     acts = await agent_caller(request.user, id, ctx.settings, reading=True)
@@ -221,8 +257,8 @@ async def work(id: FromPath[str], request: Req, ctx: Ctx, wait: FromQuery[int] =
     return {"count": len(jobs), "jobs": jobs}
 
 
-@post(OWN + "/csr", opt={"roles": OWN_AGENT}, status_code=202)
-async def csr(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
+@post(OWN + "/csr", opt={"roles": OWN_AGENT, "body": CsrBody}, status_code=202)
+async def csr(id: FromPath[str], request: Req, ctx: Ctx) -> CsrTaken:
     """Take a CSR for a waiting order."""
     row = await one(Agent, id, request.user, "Agent")
     await agent_caller(request.user, id, ctx.settings)
@@ -231,7 +267,7 @@ async def csr(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
 
 
 @get(OWN + "/certificates/{certificate_id:str}", opt={"roles": OWN_AGENT})
-async def certificate(id: FromPath[str], certificate_id: FromPath[str], request: Req, ctx: Ctx) -> Row:
+async def certificate(id: FromPath[str], certificate_id: FromPath[str], request: Req, ctx: Ctx) -> CertificatePem:
     """Return the chain that the agent is to deploy."""
     await one(Agent, id, request.user, "Agent")
     await agent_caller(request.user, id, ctx.settings, reading=True)
@@ -241,8 +277,8 @@ async def certificate(id: FromPath[str], certificate_id: FromPath[str], request:
     return {"certificate_pem": pem}
 
 
-@post(OWN + "/jobs/{job_id:str}/status", opt={"roles": OWN_AGENT}, status_code=200)
-async def status(id: FromPath[str], job_id: FromPath[str], request: Req, ctx: Ctx) -> Row:
+@post(OWN + "/jobs/{job_id:str}/status", opt={"roles": OWN_AGENT, "body": StatusBody}, status_code=200)
+async def status(id: FromPath[str], job_id: FromPath[str], request: Req, ctx: Ctx) -> Updated:
     """Note how far the agent is with a job."""
     await one(Agent, id, request.user, "Agent")
     await agent_caller(request.user, id, ctx.settings)

@@ -7,7 +7,7 @@ import json
 import time
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from certctl_core.config import read
 from certctl_core.errors import MisconfiguredError
@@ -22,6 +22,7 @@ from certctl_server.agents.health import is_plain, is_skewed
 from certctl_server.agents.tables import Agent
 from certctl_server.agents.waiting import keep_looking
 from certctl_server.auth.principal import Principal, visible
+from certctl_server.body import Time
 from certctl_server.connectors.config import hide, unseal
 from certctl_server.context import Context
 from certctl_server.errors import not_found
@@ -102,6 +103,27 @@ CERTIFICATE = db.Sql(
         WHEN v.agent_id = $1 THEN 1 ELSE 2 END, v.version DESC LIMIT 1
     """
 )
+
+
+class WorkItem(TypedDict):
+    """One thing that an agent is to do."""
+
+    id: str
+    type: JobType
+    certificate_id: str
+    common_name: NotRequired[str]
+    sans: list[str]
+    status: JobState
+    lease_until: NotRequired[Time]
+    traceparent: NotRequired[str]
+    target_id: NotRequired[str]
+    target_type: NotRequired[str]
+    target_config: NotRequired[dict[str, Any]]
+    expected_fingerprint: NotRequired[str]
+    key_algorithm: NotRequired[str]
+    key_size: NotRequired[int]
+
+
 DEFAULT_KEY = {"algorithm": "ECDSA", "min_size": 256}
 SIZES = {"RSA": 2048}
 
@@ -127,7 +149,7 @@ async def seen(id: str, principal: Principal) -> db.Row:
     return row
 
 
-async def offers(ctx: Context, agent: db.Row, *, claims: bool, wait: timedelta) -> list[dict[str, Any]]:
+async def offers(ctx: Context, agent: db.Row, *, claims: bool, wait: timedelta) -> list[WorkItem]:
     """Return the work items of an agent, at once if there are any, else when there are or ``wait`` is over.
 
     ``claims``: the agent's own key asks, so what is returned is offered again only after the offer's lease.
@@ -152,7 +174,7 @@ async def offers(ctx: Context, agent: db.Row, *, claims: bool, wait: timedelta) 
         return []
 
 
-async def _look(ctx: Context, agent: db.Row, *, claims: bool) -> list[dict[str, Any]]:
+async def _look(ctx: Context, agent: db.Row, *, claims: bool) -> list[WorkItem]:
     if is_plain(agent):
         await _keep_back(agent["id"])
     skewed = "skewed" if is_skewed(agent["clock_offset_ms"]) else "right"
@@ -198,7 +220,7 @@ def _allows_p256(profile: Profile) -> bool:
     return any(rule.algorithm == "ECDSA" and rule.min_size <= P256 for rule in profile.allowed_key_algorithms)
 
 
-def _item(ctx: Context, row: db.Row, *, secrets: bool) -> dict[str, Any]:
+def _item(ctx: Context, row: db.Row, *, secrets: bool) -> WorkItem:
     sans = json.loads(row["sans"])
     item = {
         "id": row["id"],
@@ -220,7 +242,7 @@ def _item(ctx: Context, row: db.Row, *, secrets: bool) -> dict[str, Any]:
     elif row["status"] == JobState.AWAITING_CSR:
         rule = (json.loads(row["allowed_key_algorithms"] or "[]") or [DEFAULT_KEY])[0]
         item |= {"key_algorithm": rule["algorithm"], "key_size": rule["min_size"] or SIZES.get(rule["algorithm"], 256)}
-    return {name: value for name, value in item.items() if value not in (None, "")}
+    return cast(WorkItem, {name: value for name, value in item.items() if value not in (None, "")})
 
 
 def _first_dns(sans: list[str]) -> str:

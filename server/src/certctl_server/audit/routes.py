@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 from litestar import Response, get
@@ -45,6 +46,8 @@ EVENTS = listed(
     show,
     (*SHOWN, *OPTIONAL, "details"),
     json=("details",),
+    optional=OPTIONAL,
+    types={"details": dict[str, Any]},
     keys={"timestamp": Key("item.timestamp", "time", may_be_empty=False)},
     order="-timestamp",
     filters={
@@ -81,7 +84,7 @@ EXPORTED = replace(
 )
 
 
-@get("/api/v1/audit", opt={"roles": READ, "query": LISTED})
+@get("/api/v1/audit", opt={"roles": READ, "query": LISTED, "list": EVENTS})
 async def list_(request: Req) -> Response[bytes]:
     """List what was done, newest first."""
     return await list_response(request, EVENTS)
@@ -113,7 +116,7 @@ async def _parts(ctx: Context, request: Req, asked: Given, form: str) -> AsyncIt
     return verifiable(await chain.signing_key(ctx.cipher), extent)
 
 
-@get("/api/v1/audit/{id:str}", opt={"roles": READ})
+@get("/api/v1/audit/{id:str}", opt={"roles": READ, "answer": EVENTS})
 async def get_(id: FromPath[str]) -> Row:
     """Return the event of this id, else the newest event about the resource of this id."""
     rows = await db.fetch(BY_ID, id) or await db.fetch(NEWEST_OF, id)

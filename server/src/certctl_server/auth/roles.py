@@ -39,5 +39,6 @@ STORED = (R.ADMIN, R.OPERATOR, R.VIEWER, R.AGENT)
 LISTED = frozenset({"*"})
 """``opt["query"]`` of a route that answers ``list_response``, which checks the parameters itself.
 
-Other routes name theirs there; one that names none takes none.
+Other routes name theirs there, with their types if they are no text; one that names none takes none. What else a route
+says of itself in ``opt`` is in ``certctl_server.openapi``.
 """

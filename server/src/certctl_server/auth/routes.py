@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import msgspec
 from litestar import Response, Router, delete, get, post
@@ -26,7 +26,7 @@ from certctl_server.http.asked import mark_secret
 from certctl_server.http.client_address import client_address, is_encrypted
 from certctl_server.leader import TROUBLE
 from certctl_server.lists import Row, list_response, listed
-from certctl_server.loops import beats
+from certctl_server.loops import Beat, beats
 
 SHOWN = ("id", "name", "role", "prefix", "created_at", "expires_at", "last_used_at")
 OPTIONAL = ("expires_at", "last_used_at")
@@ -51,39 +51,86 @@ def show(row: Row) -> Row:
     return {name: row[name] for name in SHOWN if name not in OPTIONAL or row[name] is not None}
 
 
-KEYS = listed(ApiKey, show, SHOWN, filters={"role": word("item.role", STORED)})
+KEYS = listed(
+    ApiKey,
+    show,
+    SHOWN,
+    optional=OPTIONAL,
+    types={"key": Annotated[str, msgspec.Meta(description="In the answer that made it, and never again.")]},
+    filters={"role": word("item.role", STORED)},
+)
+
+
+class Health(TypedDict):
+    """The process lives; the loops are missing while the database does not answer."""
+
+    status: Literal["healthy"]
+    timestamp: Time
+    loops: NotRequired[list[Beat]]
+
+
+class Info(TypedDict):
+    """Whether a key is needed."""
+
+    auth_type: str
+    required: bool
+
+
+class Checked(TypedDict):
+    """The key is good."""
+
+    status: Literal["authenticated"]
+    actor: str
+    role: Role
+
+
+class Me(TypedDict):
+    """Whose key it is; what is not known is left out."""
+
+    actor: str
+    role: Role
+    name: NotRequired[str]
+    key_id: NotRequired[str]
+    csrf_token: NotRequired[str]
+    expires_at: NotRequired[Time]
 
 
 @get("/api/v1/health", opt={"roles": OPEN})
-async def health(ctx: Ctx) -> dict[str, Any]:
+async def health(ctx: Ctx) -> Health:
     """Say that the process lives, and when each background loop last came to its end, on whichever server leads."""
-    alive: dict[str, Any] = {"status": "healthy", "timestamp": ctx.clock()}
+    alive: Health = {"status": "healthy", "timestamp": ctx.clock()}
     with suppress(*TROUBLE):  # it lives without its database as well
         alive["loops"] = await beats()
     return alive
 
 
 @get("/api/v1/auth/info", opt={"roles": OPEN})
-async def info(ctx: Ctx) -> dict[str, Any]:
+async def info(ctx: Ctx) -> Info:
     """Say whether a key is needed."""
     type_ = ctx.settings.auth.type
     return {"auth_type": type_, "required": type_ != "none"}
 
 
 @get("/api/v1/auth/check", opt={"roles": ANY_KEY})
-async def check(request: Req) -> dict[str, Any]:
+async def check(request: Req) -> Checked:
     """Say that the key is good."""
     return {"status": "authenticated", "actor": request.user.name, "role": request.user.role}
 
 
 @get("/api/v1/auth/me", opt={"roles": ANY_KEY})
-async def me(request: Req) -> dict[str, Any]:
+async def me(request: Req) -> Me:
     """Say whose key it is."""
     user = request.user
-    found = {"actor": user.name, "role": user.role, "name": user.name if user.named else "", "key_id": user.key_id}
-    shown = {name: value for name, value in found.items() if value}
-    shown |= {"csrf_token": user.csrf_token} if user.csrf_token else {}
-    return shown | ({"expires_at": user.expires_at} if user.expires_at else {})
+    found: Me = {"actor": user.name, "role": user.role}
+    if user.named:
+        found["name"] = user.name
+    if user.key_id:
+        found["key_id"] = user.key_id
+    if user.csrf_token:
+        found["csrf_token"] = user.csrf_token
+    if user.expires_at:
+        found["expires_at"] = user.expires_at
+    return found
 
 
 @post("/api/v1/auth/login", opt={"roles": OPEN}, status_code=HTTPStatus.OK)
@@ -129,7 +176,7 @@ async def logout(request: Req, ctx: Ctx) -> Answer[None]:
     return Answer(None, status_code=HTTPStatus.NO_CONTENT, headers={"Set-Cookie": gone})
 
 
-@get("/", opt={"roles": ADMIN, "query": LISTED})
+@get("/", opt={"roles": ADMIN, "query": LISTED, "list": KEYS})
 async def list_(request: Req, ctx: Ctx) -> Response[bytes]:
     """List the stored keys that work."""
     now = ctx.clock()
@@ -137,7 +184,7 @@ async def list_(request: Req, ctx: Ctx) -> Response[bytes]:
     return await list_response(request, KEYS, where=living)
 
 
-@post("/", opt={"roles": ADMIN})
+@post("/", opt={"roles": ADMIN, "body": NewKey, "answer": KEYS})
 async def create(request: Req, ctx: Ctx) -> Answer[Row]:
     """Make a key; its text is in this reply only."""
     body = await new(request, NewKey)
@@ -149,7 +196,7 @@ async def create(request: Req, ctx: Ctx) -> Answer[Row]:
     return Answer({**show(row.to_dict()), "key": text}, status_code=HTTPStatus.CREATED)
 
 
-@post("/{id:str}/rotate", opt={"roles": READ}, status_code=HTTPStatus.OK)
+@post("/{id:str}/rotate", opt={"roles": READ, "answer": KEYS}, status_code=HTTPStatus.OK)
 async def rotate(request: Req, ctx: Ctx, id: FromPath[str]) -> Row:
     """Make the successor of a key; its text is in this reply only."""
     if request.user.role is not Role.ADMIN and request.user.key_id != id:

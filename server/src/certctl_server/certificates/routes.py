@@ -1,11 +1,11 @@
 """Certificates over HTTP."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NotRequired, TypeAlias, TypedDict
 
 import msgspec
 from certctl_core.certificate import Status
+from certctl_core.job import JobState
 from litestar import Response, delete, get, post, put
 from litestar.params import FromPath
 
@@ -100,6 +100,7 @@ class RevokeBody(msgspec.Struct):
     reason: Reason = "unspecified"
 
 
+Deployed = Literal["none", "pending", "deployed", "served", "mismatch", "failed"]
 PLAIN = (
     "id", "name", "common_name", "environment", "owner_id", "team_id", "issuer_id", "renewal_policy_id", "status",
     "created_at", "updated_at",
@@ -168,6 +169,17 @@ CERTIFICATES = listed(
     filters=FILTERS,
     select=SELECT,
     tallies=TALLIES,
+    name="ManagedCertificate",
+    optional=OPTIONAL,
+    types={
+        "sans": list[str],
+        "tags": dict[str, str],
+        "target_ids": list[str],
+        "expires_at": Time,
+        "deployment_state": Deployed,
+        "revocation_state": Literal["pending", "confirmed", "failed"],
+        "job_id": Annotated[str, msgspec.Meta(description="The order, in the answer that made it.")],
+    },
 )
 VERSION_FIELDS = (
     "id", "certificate_id", "version", "serial_number", "not_before", "not_after", "fingerprint_sha256", "pem_chain",
@@ -182,10 +194,26 @@ def show_version(row: Row) -> Row:
     return found | {name: row[name] for name in VERSION_OPTIONAL if row[name]}
 
 
-VERSIONS = listed(CertificateVersion, show_version, (*VERSION_FIELDS, *VERSION_OPTIONAL), order="-created_at")
+VERSIONS = listed(
+    CertificateVersion,
+    show_version,
+    (*VERSION_FIELDS, *VERSION_OPTIONAL),
+    order="-created_at",
+    optional=VERSION_OPTIONAL,
+)
 
 
-TARGETS_LIST = listing(TARGETS, {})
+class RolloutShown(TypedDict):
+    """How far the rollout is that a target is part of."""
+
+    status: str
+    held: bool
+    """Whether its wave is not there yet."""
+    waves: list[int]
+    wave: NotRequired[int]
+    reason: NotRequired[str]
+
+
 THERE = db.Sql(
     """
     SELECT m.target_id, m.last_job_id, m.last_deployed_at, m.served_fingerprint, j.status AS last_status, m.state,
@@ -197,7 +225,48 @@ THERE = db.Sql(
     """
 )
 LAST = ("last_job_id", "last_deployed_at", "served_fingerprint", "last_status")
+TARGETS_LIST = listing(TARGETS, {})
+DEPLOYMENTS = replace(
+    TARGETS_LIST,
+    name="Deployment",
+    fields=TARGETS_LIST.fields | {*LAST, "deployment_state", "rollout"},
+    optional=TARGETS_LIST.optional | {*LAST, "rollout"},
+    types={
+        **TARGETS_LIST.types,
+        **dict.fromkeys(("last_job_id", "served_fingerprint"), str),
+        "last_deployed_at": Time,
+        "last_status": JobState,
+        "deployment_state": Deployed,
+        "rollout": RolloutShown,
+    },
+)
 MAPPED = "item.id IN (SELECT target_id FROM certificate_target WHERE certificate_id = {})"
+
+
+class Triggered(TypedDict):
+    """The jobs that were begun; the first of them stands by itself as well."""
+
+    job_ids: list[str]
+    job_id: NotRequired[str]
+
+
+class RenewalTriggered(Triggered):
+    """The renewals that were begun."""
+
+    status: Literal["renewal_triggered"]
+
+
+class DeploymentTriggered(Triggered):
+    """The deployments that were begun."""
+
+    status: Literal["deployment_triggered"]
+
+
+class Revoked(TypedDict):
+    """It is revoked here, and perhaps at its issuer already."""
+
+    status: Literal["revoked"]
+    revocation_state: str
 
 
 async def _object(id: str, request: Req) -> Row:
@@ -206,13 +275,13 @@ async def _object(id: str, request: Req) -> Row:
     return show(row)
 
 
-@get(BASE, opt={"roles": READ, "query": LISTED})
+@get(BASE, opt={"roles": READ, "query": LISTED, "list": CERTIFICATES})
 async def list_(request: Req) -> Response[bytes]:
     """List certificates."""
     return await list_response(request, CERTIFICATES)
 
 
-@post(BASE, opt={"roles": WRITE})
+@post(BASE, opt={"roles": WRITE, "body": NewCertificate, "answer": CERTIFICATES})
 async def create_(request: Req) -> Answer[Row]:
     """Make a certificate and order it."""
     body = await new(request, NewCertificate, aliases=ALIASES)
@@ -226,13 +295,13 @@ async def create_(request: Req) -> Answer[Row]:
     return Answer(await _object(id, request) | ({"job_id": job_id} if job_id else {}), status_code=201)
 
 
-@get(BASE + "/{id:str}", opt={"roles": READ})
+@get(BASE + "/{id:str}", opt={"roles": READ, "answer": CERTIFICATES})
 async def get_(id: FromPath[str], request: Req) -> Row:
     """Return a certificate."""
     return await _object(id, request)
 
 
-@put(BASE + "/{id:str}", opt={"roles": WRITE})
+@put(BASE + "/{id:str}", opt={"roles": WRITE, "change": CertificateChange, "answer": CERTIFICATES})
 async def update(id: FromPath[str], request: Req) -> Row:
     """Change what is wanted of a certificate."""
     await one(Certificate, id, request.user, "Certificate")
@@ -246,7 +315,7 @@ async def delete_(id: FromPath[str], request: Req) -> None:
     await archive(await one(Certificate, id, request.user, "Certificate"), actor_of(request))
 
 
-@get(BASE + "/{id:str}/versions", opt={"roles": READ, "query": LISTED})
+@get(BASE + "/{id:str}/versions", opt={"roles": READ, "query": LISTED, "list": VERSIONS})
 async def versions(id: FromPath[str], request: Req) -> Response[bytes]:
     """List the versions of a certificate, newest first."""
     await one(Certificate, id, request.user, "Certificate")
@@ -264,37 +333,41 @@ def _there(row: Row) -> Row:
     return found
 
 
-@get(BASE + "/{id:str}/deployments", opt={"roles": READ, "query": LISTED})
+@get(BASE + "/{id:str}/deployments", opt={"roles": READ, "query": LISTED, "list": DEPLOYMENTS})
 async def deployments(id: FromPath[str], request: Req, ctx: Ctx) -> Response[bytes]:
     """List the targets of a certificate, with what is there."""
     await one(Certificate, id, request.user, "Certificate")
     there = {row["target_id"]: _there(row) for row in await db.fetch(THERE, id)}
-    spec = replace(TARGETS_LIST, show=lambda row: TARGETS.show(row, ctx.plugins) | there[row["id"]])
+    spec = replace(DEPLOYMENTS, show=lambda row: TARGETS.show(row, ctx.plugins) | there[row["id"]])
     return await list_response(request, spec, where=Where(MAPPED, (id,)))
 
 
-@post(BASE + "/{id:str}/renew", opt={"roles": WRITE}, status_code=202)
-async def renew_(id: FromPath[str], request: Req) -> Row:
+@post(BASE + "/{id:str}/renew", opt={"roles": WRITE, "body": RenewBody}, status_code=202)
+async def renew_(id: FromPath[str], request: Req) -> RenewalTriggered:
     """Renew now."""
     row = await one(Certificate, id, request.user, "Certificate")
     body = await new(request, RenewBody)
-    return _triggered("renewal_triggered", await renew(row, Renewal(body.force, body.csr_pem), actor_of(request)))
+    ids = await renew(row, Renewal(body.force, body.csr_pem), actor_of(request))
+    found: RenewalTriggered = {"status": "renewal_triggered", "job_ids": ids}
+    if ids:
+        found["job_id"] = ids[0]
+    return found
 
 
-@post(BASE + "/{id:str}/deploy", opt={"roles": WRITE}, status_code=202)
-async def deploy_(id: FromPath[str], request: Req) -> Row:
+@post(BASE + "/{id:str}/deploy", opt={"roles": WRITE, "body": DeployBody}, status_code=202)
+async def deploy_(id: FromPath[str], request: Req) -> DeploymentTriggered:
     """Deploy the newest version again."""
     row = await one(Certificate, id, request.user, "Certificate")
     body = await new(request, DeployBody)
-    return _triggered("deployment_triggered", await redeploy(row, body.target_id, actor_of(request)))
+    ids = await redeploy(row, body.target_id, actor_of(request))
+    found: DeploymentTriggered = {"status": "deployment_triggered", "job_ids": ids}
+    if ids:
+        found["job_id"] = ids[0]
+    return found
 
 
-def _triggered(status: str, ids: Sequence[str]) -> Row:
-    return {"status": status, "job_ids": list(ids)} | ({"job_id": ids[0]} if ids else {})
-
-
-@post(BASE + "/{id:str}/revoke", opt={"roles": WRITE}, status_code=200)
-async def revoke_(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
+@post(BASE + "/{id:str}/revoke", opt={"roles": WRITE, "body": RevokeBody}, status_code=200)
+async def revoke_(id: FromPath[str], request: Req, ctx: Ctx) -> Revoked:
     """Revoke."""
     await one(Certificate, id, request.user, "Certificate")
     body = await new(request, RevokeBody)

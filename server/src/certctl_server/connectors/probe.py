@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from http import HTTPStatus
 from math import ceil
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypedDict
 
 from certctl_core.connector import Checker
 from certctl_core.errors import ConnectorError, TransientError
@@ -26,8 +26,17 @@ from certctl_server.errors import Refused, conflict
 from certctl_server.lists import Row
 
 PATIENCE = timedelta(seconds=10)
-Check: TypeAlias = dict[str, Any]
 Call: TypeAlias = Callable[[Instances, CallRun], Awaitable[None]]
+
+
+class Check(TypedDict):
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool | None
+    """None: not looked at; the message says why."""
+    message: str
+    ms: int
 
 
 async def check_connection(family: Family, ctx: Context, request: Req, row_id: str) -> list[Check]:

@@ -82,6 +82,8 @@ class Family:
     table: type[Configured]
     kind: str
     """As messages call it: ``Issuer``."""
+    object_name: str
+    """As the OpenAPI document calls it."""
     prefix: str
     """Of generated ids."""
     body: type[msgspec.Struct]

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from certctl_core.job import JobState
 
 from certctl_server import db
-from certctl_server.telemetry.figures import figures
+from certctl_server.tally import statuses
 
 AHEAD = BEHIND = timedelta(days=30)
 ROWS = 100
@@ -77,7 +77,7 @@ class Digest:
 
 async def digest() -> Digest:
     """Return how the installation is now."""
-    now, found = db.now(), await figures()
+    now, found = db.now(), await statuses()
     jobs = {row["status"]: int(row["n"]) for row in await db.fetch(JOBS, now - BEHIND)}
     [counted] = await db.fetch(COUNT, now, now + AHEAD)
     return Digest(

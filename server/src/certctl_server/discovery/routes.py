@@ -1,7 +1,7 @@
 """Discovery over HTTP: reports of agents, and what people make of them."""
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 from litestar import Response, get, post
@@ -20,7 +20,6 @@ from certctl_server.discovery.service import KIND, STATUSES
 from certctl_server.discovery.tables import DiscoveredCertificate, DiscoveryScan
 from certctl_server.errors import invalid
 from certctl_server.filters import equal, flag, word
-from certctl_server.http.answer import Answer
 from certctl_server.lists import Row, list_response, listed, tallied
 
 DIRECTORIES = 1000
@@ -83,6 +82,8 @@ FOUND = listed(
     show,
     SHOWN,
     json=("sans", "pem_data"),
+    optional=OPTIONAL,
+    types={"sans": list[str]},
     order="-last_seen_at",
     filters={
         "agent_id": equal("item.agent_id"),
@@ -97,13 +98,42 @@ SCANS = listed(
     show_scan,
     SCAN,
     json=("directories",),
+    optional=("completed_at",),
+    types={"directories": list[str]},
     order="-started_at",
     filters={"agent_id": equal("item.agent_id")},
 )
 
 
-@post("/api/v1/agents/{id:str}/discoveries", opt={"roles": OWN_AGENT})
-async def report(request: Req, ctx: Ctx, id: FromPath[str]) -> Answer[Row]:
+class Claimed(TypedDict):
+    """What a certificate that was found is managed as."""
+
+    status: Literal["claimed"]
+    message: str
+    certificate_id: NotRequired[str]
+
+
+class Dismissed(TypedDict):
+    """It is of no interest."""
+
+    status: Literal["dismissed"]
+    message: str
+
+
+class DiscoverySummary(TypedDict):
+    """How many were found, by status."""
+
+    Unmanaged: int
+    Managed: int
+    Dismissed: int
+
+
+@post(
+    "/api/v1/agents/{id:str}/discoveries",
+    opt={"roles": OWN_AGENT, "body": Report, "answer": SCANS},
+    status_code=HTTPStatus.ACCEPTED,
+)
+async def report(request: Req, ctx: Ctx, id: FromPath[str]) -> Row:
     """Take what an agent found."""
     await one(Agent, id, request.user, "Agent")
     await agent_caller(request.user, id, ctx.settings)
@@ -116,23 +146,23 @@ async def report(request: Req, ctx: Ctx, id: FromPath[str]) -> Answer[Row]:
         duration_ms=body.scan_duration_ms,
     )
     scan = await service.take(id, reported, actor_of(request))
-    return Answer(show_scan(scan.to_dict()), status_code=HTTPStatus.ACCEPTED)
+    return show_scan(scan.to_dict())
 
 
-@get("/api/v1/discovered-certificates", opt={"roles": READ, "query": LISTED})
+@get("/api/v1/discovered-certificates", opt={"roles": READ, "query": LISTED, "list": FOUND})
 async def list_(request: Req) -> Response[bytes]:
     """List what was found, last seen first."""
     return await list_response(request, FOUND)
 
 
-@get("/api/v1/discovered-certificates/{id:str}", opt={"roles": READ})
+@get("/api/v1/discovered-certificates/{id:str}", opt={"roles": READ, "answer": FOUND})
 async def get_(request: Req, id: FromPath[str]) -> Row:
     """Return one certificate that was found."""
     return show(await one(DiscoveredCertificate, id, request.user, KIND))
 
 
-@post("/api/v1/discovered-certificates/{id:str}/claim", opt={"roles": WRITE}, status_code=HTTPStatus.OK)
-async def claim(request: Req, id: FromPath[str]) -> Row:
+@post("/api/v1/discovered-certificates/{id:str}/claim", opt={"roles": WRITE, "body": Claim}, status_code=HTTPStatus.OK)
+async def claim(request: Req, id: FromPath[str]) -> Claimed:
     """Say which managed certificate it is, or make one of it."""
     await one(DiscoveredCertificate, id, request.user, KIND)
     body = await new(request, Claim)
@@ -148,8 +178,12 @@ async def claim(request: Req, id: FromPath[str]) -> Row:
     return {"status": "claimed", "message": f"It is managed as {made}", "certificate_id": made}
 
 
-@post("/api/v1/discovered-certificates/{id:str}/dismiss", opt={"roles": WRITE}, status_code=HTTPStatus.OK)
-async def dismiss(request: Req, id: FromPath[str]) -> Row:
+@post(
+    "/api/v1/discovered-certificates/{id:str}/dismiss",
+    opt={"roles": WRITE, "body": Dismissal},
+    status_code=HTTPStatus.OK,
+)
+async def dismiss(request: Req, id: FromPath[str]) -> Dismissed:
     """Say that it is of no interest."""
     await one(DiscoveredCertificate, id, request.user, KIND)
     body = await new(request, Dismissal)
@@ -157,16 +191,17 @@ async def dismiss(request: Req, id: FromPath[str]) -> Row:
     return {"status": "dismissed", "message": "It will not be shown as unmanaged again"}
 
 
-@get("/api/v1/discovery-scans", opt={"roles": READ, "query": LISTED})
+@get("/api/v1/discovery-scans", opt={"roles": READ, "query": LISTED, "list": SCANS})
 async def scans(request: Req) -> Response[bytes]:
     """List the reports, newest first."""
     return await list_response(request, SCANS)
 
 
 @get("/api/v1/discovery-summary", opt={"roles": READ})
-async def summary() -> dict[str, int]:
+async def summary() -> DiscoverySummary:
     """Count what was found, by status."""
-    return await service.summary()
+    found = await service.summary()
+    return {"Unmanaged": found["Unmanaged"], "Managed": found["Managed"], "Dismissed": found["Dismissed"]}
 
 
 routes: list[ControllerRouterHandler] = [report, list_, get_, claim, dismiss, scans, summary]

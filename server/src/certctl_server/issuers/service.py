@@ -112,6 +112,7 @@ ISSUERS = Family(
     path="/api/v1/issuers",
     table=Issuer,
     kind="Issuer",
+    object_name="Issuer",
     prefix="iss",
     body=IssuerBody,
     types=(

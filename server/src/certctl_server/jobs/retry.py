@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from certctl_core.job import ORDERS, JobState, JobType
 from certctl_core.policy import Breach
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, record
-from certctl_server.bulk import Answer, Objection, Selection, Tally
+from certctl_server.bulk import Objection, Selection, Tally
 from certctl_server.certificates.orders import Order, place
 from certctl_server.certificates.rollout_state import is_held
 from certctl_server.certificates.status import hold, settle
@@ -50,6 +50,23 @@ FACTS = db.Sql(
 HOLDERS = db.Sql("SELECT place, id FROM job WHERE place IN ({ids:$1})")
 SET_PLACES = db.update_rows("job", "id", {"place": "text"})
 TELLING = frozenset({JobType.REVOCATION, JobType.NOTIFICATION})
+
+
+class Unretried(TypedDict):
+    """A job that cannot be tried again."""
+
+    job_id: str
+    error: str
+
+
+class Retries(TypedDict):
+    """How many were tried again; every match is one of the three."""
+
+    total_matched: int
+    total_retried: int
+    total_skipped: int
+    total_failed: int
+    errors: list[Unretried]
 
 
 @dataclass(slots=True)
@@ -229,7 +246,7 @@ class _Undo(Exception):
     """Ends a transaction without a trace."""
 
 
-async def retry_all(selection: Selection, actor: Actor, *, dry_run: bool) -> Answer:
+async def retry_all(selection: Selection, actor: Actor, *, dry_run: bool) -> Retries:
     """Try every job again that is selected; with ``dry_run`` only count, by doing and undoing it.
 
     Whoever was named and is not there is a failure. Each set of jobs is a transaction.
@@ -249,7 +266,7 @@ async def retry_all(selection: Selection, actor: Actor, *, dry_run: bool) -> Ans
     if not dry_run:
         told = {"retried": tally.done, "skipped": tally.skipped, "failed": tally.failed}
         await record([Event(actor, "jobs_retried", "job", "", told)])
-    return tally.answer("job", "retried")
+    return cast(Retries, tally.answer("job", "retried"))
 
 
 async def _retry_page(rows: Sequence[db.Row], actor: Actor, holders: dict[str, str], *, dry_run: bool) -> Outcome:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 from certctl_core.job import INTERNAL, JobState, JobType
@@ -15,7 +15,7 @@ from certctl_server import db
 from certctl_server.agents.proof import Seen, verify
 from certctl_server.auth.principal import Req, Where, actor_of, agent_caller, visible
 from certctl_server.auth.roles import LISTED, OWN_AGENT, READ, WRITE
-from certctl_server.body import ID, new
+from certctl_server.body import ID, Time, new
 from certctl_server.bulk import Ids, select
 from certctl_server.certificates.orders import approved
 from certctl_server.certificates.rollout import release
@@ -27,7 +27,7 @@ from certctl_server.crud import one
 from certctl_server.errors import Refused, conflict, invalid
 from certctl_server.filters import equal, word
 from certctl_server.jobs.priorities import URGENT
-from certctl_server.jobs.retry import facts_of, retry, retry_all
+from certctl_server.jobs.retry import Retries, facts_of, retry, retry_all
 from certctl_server.jobs.state import cancel, move
 from certctl_server.jobs.tables import Job
 from certctl_server.lists import Row, list_response, listed, tallied
@@ -89,25 +89,77 @@ JOBS = listed(
         **{name: equal(f"item.{name}") for name in ("certificate_id", "target_id", "agent_id")},
     },
     order="-created_at",
+    optional=(*OPTIONAL, "result"),
+    types={
+        "certificate_id": str,
+        "result": dict[str, Any],
+        "verification_status": Literal["pending", "success", "failed", "skipped"],
+    },
     unless={"type": Where("item.type NOT IN ({}, {}, {}, {})", tuple(sorted(INTERNAL)))},
     tallies=[tallied("job", type="type", status="status")],
 )
 
 
-@get(BASE, opt={"roles": READ, "query": LISTED})
+class Cancelled(TypedDict):
+    """It is called off."""
+
+    status: Literal["job_cancelled"]
+
+
+class Approved(TypedDict):
+    """It goes on."""
+
+    status: Literal["job_approved"]
+
+
+class Rejected(TypedDict):
+    """It does not go on."""
+
+    status: Literal["job_rejected"]
+
+
+class Retried(TypedDict):
+    """It is tried again; ``job_id`` is there if another job does it."""
+
+    status: Literal["job_retried"]
+    job_id: NotRequired[str]
+
+
+class Verified(TypedDict):
+    """What the server makes of what the agent saw."""
+
+    job_id: str
+    verified: bool
+    verified_at: Time
+
+
+class VerificationResult(TypedDict):
+    """What was seen served."""
+
+    job_id: str
+    target_id: str
+    expected_fingerprint: str
+    actual_fingerprint: str
+    verified: bool
+    verification_status: str
+    verified_at: NotRequired[Time]
+    error: NotRequired[str]
+
+
+@get(BASE, opt={"roles": READ, "query": LISTED, "list": JOBS})
 async def list_(request: Req) -> Response[bytes]:
     """List jobs, newest first; internal ones only when their type is asked for."""
     return await list_response(request, JOBS)
 
 
-@get(ONE, opt={"roles": READ})
+@get(ONE, opt={"roles": READ, "answer": JOBS})
 async def get_(id: FromPath[str], request: Req) -> Row:
     """Return a job."""
     return show(await one(Job, id, request.user, "Job"))
 
 
 @post(ONE + "/cancel", opt={"roles": WRITE}, status_code=200)
-async def cancel_(id: FromPath[str], request: Req) -> Row:
+async def cancel_(id: FromPath[str], request: Req) -> Cancelled:
     """Cancel an open job."""
     row = await one(Job, id, request.user, "Job")
     async with db.transaction():
@@ -121,8 +173,8 @@ async def cancel_(id: FromPath[str], request: Req) -> Row:
     return {"status": "job_cancelled"}
 
 
-@post(ONE + "/approve", opt={"roles": WRITE}, status_code=200)
-async def approve(id: FromPath[str], request: Req) -> Row:
+@post(ONE + "/approve", opt={"roles": WRITE, "body": ReasonBody}, status_code=200)
+async def approve(id: FromPath[str], request: Req) -> Approved:
     """Let a job that waits for approval go on."""
     row = await one(Job, id, request.user, "Job")
     reason = (await new(request, ReasonBody)).reason
@@ -136,8 +188,8 @@ async def approve(id: FromPath[str], request: Req) -> Row:
     return {"status": "job_approved"}
 
 
-@post(ONE + "/reject", opt={"roles": WRITE}, status_code=200)
-async def reject(id: FromPath[str], request: Req) -> Row:
+@post(ONE + "/reject", opt={"roles": WRITE, "body": ReasonBody}, status_code=200)
+async def reject(id: FromPath[str], request: Req) -> Rejected:
     """Refuse a job that waits for approval."""
     row = await one(Job, id, request.user, "Job")
     reason = (await new(request, ReasonBody)).reason
@@ -152,7 +204,7 @@ async def reject(id: FromPath[str], request: Req) -> Row:
 
 
 @post(ONE + "/retry", opt={"roles": WRITE}, status_code=200)
-async def retry_(id: FromPath[str], request: Req) -> Row:
+async def retry_(id: FromPath[str], request: Req) -> Retried:
     """Try a failed job again now, with all its tries; order anew what was cancelled."""
     row = await one(Job, id, request.user, "Job")
     actor = actor_of(request)
@@ -166,11 +218,14 @@ async def retry_(id: FromPath[str], request: Req) -> Row:
         if id not in outcome.done:
             found = outcome.objections.get(id)
             raise conflict(found.why if found else "The job was moved on by somebody else")
-    return {"status": "job_retried"} | ({"job_id": outcome.done[id]} if outcome.done[id] != id else {})
+    answer: Retried = {"status": "job_retried"}
+    if outcome.done[id] != id:
+        answer["job_id"] = outcome.done[id]
+    return answer
 
 
-@post(BASE + "/bulk-retry", opt={"roles": WRITE}, status_code=200)
-async def bulk_retry(request: Req) -> Row:
+@post(BASE + "/bulk-retry", opt={"roles": WRITE, "body": BulkRetryBody}, status_code=200)
+async def bulk_retry(request: Req) -> Retries:
     """Try all jobs again that are named or match, each by the rules of one."""
     body = await new(request, BulkRetryBody)
     if not body.job_ids and not body.filter:
@@ -186,8 +241,8 @@ async def _settle(row: Row) -> None:
         await settle([row["certificate_id"]])
 
 
-@post(ONE + "/verify", opt={"roles": OWN_AGENT}, status_code=200)
-async def verify_(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
+@post(ONE + "/verify", opt={"roles": OWN_AGENT, "body": VerifyBody}, status_code=200)
+async def verify_(id: FromPath[str], request: Req, ctx: Ctx) -> Verified:
     """Take what the agent saw served."""
     row = await one(Job, id, request.user, "Job")
     await agent_caller(request.user, row["agent_id"] or "", ctx.settings)
@@ -207,13 +262,13 @@ def _fingerprint(field: str, text: str) -> str:
 
 
 @get(ONE + "/verification", opt={"roles": READ})
-async def verification(id: FromPath[str], request: Req) -> Row:
+async def verification(id: FromPath[str], request: Req) -> VerificationResult:
     """Return what was seen served."""
     row = await one(Job, id, request.user, "Job")
     expected = await db.fetch(
         db.Sql("SELECT fingerprint_sha256 FROM certificate_version WHERE id = $1"), row["version_id"] or ""
     )
-    found: dict[str, Any] = {
+    found: VerificationResult = {
         "job_id": id,
         "target_id": row["target_id"] or "",
         "expected_fingerprint": expected[0]["fingerprint_sha256"] if expected else "",
@@ -221,8 +276,11 @@ async def verification(id: FromPath[str], request: Req) -> Row:
         "verified": row["verification_status"] == "success",
         "verification_status": row["verification_status"],
     }
-    found |= {"verified_at": row["verified_at"]} if row["verified_at"] else {}
-    return found | ({"error": row["verification_error"]} if row["verification_error"] else {})
+    if row["verified_at"]:
+        found["verified_at"] = row["verified_at"]
+    if row["verification_error"]:
+        found["error"] = row["verification_error"]
+    return found
 
 
 routes: list[Any] = [list_, get_, cancel_, approve, reject, retry_, bulk_retry, verify_, verification]

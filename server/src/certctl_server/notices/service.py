@@ -115,6 +115,7 @@ NOTIFIERS = Family(
     path="/api/v1/notifiers",
     table=Notifier,
     kind="Notifier",
+    object_name="Notifier",
     prefix="nt",
     body=NotifierBody,
     types=CHANNELS,

@@ -104,6 +104,7 @@ PROFILES = Crud(
     actions=("create_profile", "update_profile", "delete_profile"),
     filters={"enabled": flag("item.enabled")},
     json=LISTS,
+    types={"allowed_key_algorithms": list[KeyRuleBody], "no_rev_avail": bool},
     check=check_profile_values,
 )
 POLICIES = Crud(

@@ -13,13 +13,12 @@ from certctl_server.connectors.service import stored
 from certctl_server.context import Ctx
 from certctl_server.crud import one
 from certctl_server.filters import equal
-from certctl_server.lists import Row
 from certctl_server.targets import service
 from certctl_server.targets.service import TARGETS
 
 
 @post("/{id:str}/test", opt={"roles": WRITE}, status_code=HTTPStatus.OK)
-async def test(request: Req, ctx: Ctx, id: FromPath[str]) -> Row:
+async def test(request: Req, ctx: Ctx, id: FromPath[str]) -> service.Tested:
     """Say whether the target could be deployed to now."""
     await one(TARGETS.table, id, request.user, TARGETS.kind)
     found = await service.test(ctx, await stored(TARGETS, id))

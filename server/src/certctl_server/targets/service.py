@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 
@@ -15,6 +15,7 @@ from certctl_server.body import ID, Name
 from certctl_server.certificates.mapping import catch_up
 from certctl_server.certificates.status import hold, settle
 from certctl_server.connectors.config import spellings
+from certctl_server.connectors.probe import Check
 from certctl_server.connectors.service import Change, Family, Given, assess
 from certctl_server.context import Context
 from certctl_server.jobs import bell
@@ -120,7 +121,15 @@ async def _follow(change: Change, ids: list[str]) -> None:
     await settle(ids, actor=change.actor)
 
 
-async def test(ctx: Context, row: Row) -> dict[str, Any]:
+class Tested(TypedDict):
+    """Whether a target could be deployed to."""
+
+    status: Literal["success", "failed"]
+    message: str
+    checks: list[Check]
+
+
+async def test(ctx: Context, row: Row) -> Tested:
     """Return what can be said of a target from here: whether it could be deployed to now."""
     verdict = assess(TARGETS, ctx, row["type"], json.loads(row["config"]), TARGETS.where(row["id"]))
     wrong = "; ".join(f"{path}: {words}" for path, words in {**verdict.missing, **verdict.faults}.items())
@@ -141,7 +150,7 @@ async def test(ctx: Context, row: Row) -> dict[str, Any]:
     }
 
 
-def _check(name: str, fault: str) -> dict[str, Any]:
+def _check(name: str, fault: str) -> Check:
     return {"name": name, "ok": not fault, "message": fault, "ms": 0}
 
 
@@ -160,6 +169,7 @@ TARGETS = Family(
     path="/api/v1/targets",
     table=Target,
     kind="Target",
+    object_name="DeploymentTarget",
     prefix="tgt",
     body=TargetBody,
     types=(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypedDict, cast
 from weakref import WeakKeyDictionary
 
 from certctl_core.certificate import Status
@@ -32,6 +33,26 @@ RUNNING = db.Sql("SELECT lane, count(*) AS n FROM job WHERE status = 'Running' G
 BEATS = db.Sql("SELECT name, finished_at FROM loop_beat")
 
 
+class Gauges(TypedDict):
+    """What may grow and shrink."""
+
+    certificate_total: int
+    certificate_active: int
+    certificate_expiring_soon: int
+    certificate_expired: int
+    certificate_revoked: int
+    agent_total: int
+    agent_online: int
+    job_pending: int
+
+
+class Counters(TypedDict):
+    """What the API calls counters."""
+
+    job_completed_total: int
+    job_failed_total: int
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What was counted, and when."""
@@ -45,7 +66,7 @@ class Figures:
     """By loop, when it last came to its end."""
     measured_at: datetime
 
-    def gauges(self) -> dict[str, int]:
+    def gauges(self) -> Gauges:
         """Return what may grow and shrink, by the names of the API (spec/api.md 8.14)."""
         certificates, agents = self.statuses.certificates, self.statuses.agents
         return {
@@ -59,7 +80,7 @@ class Figures:
             "job_pending": self.statuses.pending_jobs,
         }
 
-    def counters(self) -> dict[str, int]:
+    def counters(self) -> Counters:
         """Return what the API calls counters."""
         jobs = self.statuses.jobs
         return {"job_completed_total": jobs[JobState.COMPLETED], "job_failed_total": jobs[JobState.FAILED]}
@@ -153,9 +174,9 @@ class Families:
         yield beats
 
     def _of_the_contract(self) -> Iterator[Metric]:
-        for name, value in self._found.gauges().items():
+        for name, value in cast("Mapping[str, int]", self._found.gauges()).items():
             yield GaugeMetricFamily(f"certctl_{name}", HELP[name], value)
-        for name, value in self._found.counters().items():
+        for name, value in cast("Mapping[str, int]", self._found.counters()).items():
             yield CounterMetricFamily(f"certctl_{name}", HELP[name], value)
         uptime = "For how long the server that answers has run"
         yield GaugeMetricFamily("certctl_uptime_seconds", uptime, self._uptime)
