@@ -51,7 +51,7 @@ def written(found: Schema) -> dict[str, str]:
     queries = {
         _camel(path): {each["name"]: each["schema"] for each in one["parameters"] if each["in"] == "query"}
         for path, one in _operations(found)
-        if one["responses"].get("200") and any(each["in"] == "query" for each in one.get("parameters", ()))
+        if _in_json(one["responses"].get("200")) and any(each["in"] == "query" for each in one.get("parameters", ()))
     }
     things = _closure({name for name in told if "id" in schemas[name].get("properties", ())}, schemas)
     parts = {"things": things, "replies": told - things, "bodies": asked - things}
@@ -65,6 +65,11 @@ def written(found: Schema) -> dict[str, str]:
         name: sorted({ref for each in names for ref in _refs(schemas[each])} & things) for name, names in parts.items()
     }
     return {name: _module(name, "\n\n".join(texts), borrowed.get(name, [])) for name, texts in modules.items()}
+
+
+def _in_json(response: Schema | None) -> bool:
+    """Whether it is answered in JSON, always: files are saved, not read."""
+    return response is not None and [*response.get("content", ())] == ["application/json"]
 
 
 def _questions(queries: Mapping[str, Mapping[str, Schema]]) -> list[str]:
@@ -182,7 +187,7 @@ def _asked(schema: Schema) -> str:
     """Of enums only the kind: their values are taken in any case of letters."""
     if schema.get("type") == "array":
         return "str | Sequence[str]"
-    return "bool | str" if "true" in schema.get("enum", ()) else SCALARS[schema["type"]]
+    return "bool | str" if "true" in schema.get("enum", ()) else SCALARS[schema.get("type", "string")]
 
 
 def _type(schema: Schema) -> str:

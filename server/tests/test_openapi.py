@@ -18,8 +18,12 @@ from litestar import Litestar, get
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "client_types.py"
-NO_CLIENT = {"GET /health", "GET /ready", "GET /api/v1/metrics/prometheus"}
-"""Asked by monitors, in their own ways."""
+NO_CLIENT = {
+    *("GET /health", "GET /ready", "GET /api/v1/metrics/prometheus"),
+    *("POST /api/v1/auth/login", "POST /api/v1/auth/logout", "GET /api/v1/digest/preview"),
+    "GET /api/v1/audit/export",
+}
+"""Asked by monitors and by browsers, in their own ways; and a file, which is saved as it comes."""
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +49,7 @@ def handlers(tool):
 def described(doc):
     for path, methods in doc["paths"].items():
         for method, operation in methods.items():
-            good = min(int(code) for code in operation["responses"] if code[0] == "2")
-            good = good if path != "/api/v1/agents" or method != "post" else 201
+            good = int(next(code for code in operation["responses"] if code[0] == "2"))
             yield Route(method.upper(), path, good, frozenset(operation["x-roles"]))
 
 
@@ -85,7 +88,7 @@ def test_examples_of_bodies_are_taken(handlers, doc, key):
         [example] = doc["components"]["schemas"][name]["examples"]
         values, ignored = read(msgspec.json.encode(example), struct, whole=key == "body")
         assert ignored == [], name
-        assert values
+        assert values or not struct.__struct_fields__, name
 
 
 READERS = {"new": "body", "changes": "change"}
@@ -178,17 +181,25 @@ def test_the_client_can_call_every_route_and_no_other(doc):
         assert isinstance(call, Call)
         assert call.status == shape[name].status, name
         operation = doc["paths"][shape[name].path][shape[name].method.lower()]
-        assert _told(operation["responses"][str(call.status)]) == re.sub(r"(objects|replies)\.", "", text), name
-        assert call.rows is ("Page[" in text), name
+        assert _told(operation["responses"]) == re.sub(r"(objects|replies)\.", "", text), name
+        assert (call.rows, call.series) == ("Page[" in text, "list[" in text), name
 
 
-def _told(response):
-    schema = response.get("content", {}).get("application/json", {}).get("schema")
+def _told(responses):
+    answers = [
+        each.get("content", {}).get("application/json", {}) for code, each in responses.items() if code[0] == "2"
+    ]
+    return f"Call[{' | '.join(dict.fromkeys(_type(each.get('schema')) for each in answers))}]"
+
+
+def _type(schema):
     if schema is None:
-        return "Call[None]"
+        return "None"
+    if schema.get("type") == "array":
+        return f"list[{schema['items']['$ref'].rpartition('/')[2]}]"
     row = schema.get("properties", {}).get("data", {}).get("items")
     name = (row or schema)["$ref"].rpartition("/")[2]
-    return f"Call[Page[{name}]]" if row else f"Call[{name}]"
+    return f"Page[{name}]" if row else name
 
 
 def test_the_modules_of_types_can_be_imported():

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-from certctl_sdk.api.objects import KeyRuleBody, Limits, Rollout, Window
+from certctl_sdk.api.objects import KeyRuleBody, Limits, Rollout, RuleType, Severity, Window
+
+
+class ScanBody(TypedDict):
+    """Nothing is asked beside the target."""
+
+
+class SendBody(TypedDict):
+    """Nothing is asked."""
 
 
 class DeployBody(TypedDict):
@@ -23,6 +31,12 @@ class MemberBody(TypedDict):
     """Whether the agent belongs, whatever the criteria say."""
 
     membership_type: Literal["exclude", "include"]
+
+
+class NewLogin(TypedDict):
+    """The key that a browser exchanges for a cookie."""
+
+    key: str
 
 
 class ReasonBody(TypedDict):
@@ -129,6 +143,16 @@ class NewTeam(TypedDict):
     id: NotRequired[str | None]
 
 
+class BulkReassignBody(TypedDict):
+    """Which to give away, and to whom; without a team each stays with its own."""
+
+    certificate_ids: NotRequired[list[str] | None]
+    filter: NotRequired[dict[str, Any] | None]
+    dry_run: NotRequired[bool | None]
+    owner_id: str
+    team_id: NotRequired[str | None]
+
+
 class Claim(TypedDict):
     """An existing certificate, or what a new one needs."""
 
@@ -172,6 +196,16 @@ class NotifierChange(TypedDict):
     ]
 
 
+class PolicyRuleChange(TypedDict):
+    """What may be said."""
+
+    name: NotRequired[str]
+    type: NotRequired[RuleType]
+    config: NotRequired[dict[str, Any] | None]
+    severity: NotRequired[Severity | None]
+    enabled: NotRequired[bool | None]
+
+
 class Report(TypedDict):
     """What one scan found. Certificates are read one by one: one that makes no sense hides no other."""
 
@@ -200,6 +234,17 @@ class VerifyBody(TypedDict):
     verified: bool
     actual_fingerprint: NotRequired[str | None]
     error: NotRequired[str | None]
+
+
+class NetworkScanTargetChange(TypedDict):
+    """What may be said."""
+
+    name: NotRequired[str]
+    cidrs: NotRequired[list[str] | None]
+    ports: NotRequired[list[int] | None]
+    enabled: NotRequired[bool | None]
+    scan_interval_hours: NotRequired[int | None]
+    timeout_ms: NotRequired[int | None]
 
 
 class NewIssuer(TypedDict):
@@ -234,6 +279,17 @@ class NewNotifier(TypedDict):
         ]
         | None
     ]
+    id: NotRequired[str | None]
+
+
+class NewPolicyRule(TypedDict):
+    """What may be said."""
+
+    name: str
+    type: RuleType
+    config: NotRequired[dict[str, Any] | None]
+    severity: NotRequired[Severity | None]
+    enabled: NotRequired[bool | None]
     id: NotRequired[str | None]
 
 
@@ -284,10 +340,35 @@ class NewAgent(TypedDict):
     version: NotRequired[str | None]
 
 
+class NewNetworkScanTarget(TypedDict):
+    """What may be said."""
+
+    name: str
+    cidrs: list[str]
+    ports: NotRequired[list[int] | None]
+    enabled: NotRequired[bool | None]
+    scan_interval_hours: NotRequired[int | None]
+    timeout_ms: NotRequired[int | None]
+    id: NotRequired[str | None]
+
+
 class AgentGroupChange(AgentGroupFields):
     """What may be said."""
 
     name: NotRequired[str]
+
+
+class BulkRenewBody(TypedDict):
+    """Which to renew."""
+
+    certificate_ids: NotRequired[list[str] | None]
+    filter: NotRequired[dict[str, Any] | None]
+    dry_run: NotRequired[bool | None]
+    profile_id: NotRequired[str | None]
+    owner_id: NotRequired[str | None]
+    agent_id: NotRequired[str | None]
+    issuer_id: NotRequired[str | None]
+    team_id: NotRequired[str | None]
 
 
 class HeartbeatBody(TypedDict):
@@ -301,6 +382,21 @@ class HeartbeatBody(TypedDict):
     capabilities: NotRequired[list[str] | None]
     local_time: NotRequired[str | None]
     boot_id: NotRequired[str | None]
+
+
+class BulkRevokeBody(BulkRenewBody):
+    """Which to revoke, and why."""
+
+    reason: Literal[
+        "affiliationChanged",
+        "caCompromise",
+        "certificateHold",
+        "cessationOfOperation",
+        "keyCompromise",
+        "privilegeWithdrawn",
+        "superseded",
+        "unspecified",
+    ]
 
 
 class NewAgentGroup(AgentGroupFields):

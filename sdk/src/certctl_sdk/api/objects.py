@@ -16,6 +16,16 @@ JobType: TypeAlias = Literal[
 """What a job does, as the API spells it; the last four are internal."""
 
 
+RuleType: TypeAlias = Literal[
+    "AllowedDomains", "AllowedEnvironments", "AllowedIssuers", "RenewalLeadTime", "RequiredMetadata"
+]
+"""What a rule is about."""
+
+
+Severity: TypeAlias = Literal["Critical", "Error", "Warning"]
+"""What comes of a breach."""
+
+
 class KeyRuleBody(TypedDict):
     """A key algorithm that is allowed, from a size on."""
 
@@ -87,6 +97,18 @@ class Team(TypedDict):
     updated_at: str
 
 
+class PolicyViolation(TypedDict):
+    """That a certificate breaks a rule, or did: at most one is open of the two. It goes with its rule."""
+
+    certificate_id: str
+    created_at: str
+    id: str
+    message: str
+    resolved_at: NotRequired[str]
+    rule_id: str
+    severity: Literal["Warning", "Error", "Critical"]
+
+
 class ApiKey(TypedDict):
     """A key of a person, a program or an agent. ``replaces`` ends the older key once this one is used."""
 
@@ -98,6 +120,19 @@ class ApiKey(TypedDict):
     name: str
     prefix: str
     role: Literal["admin", "operator", "viewer", "agent"]
+
+
+class PolicyRule(TypedDict):
+    """One rule; its config is JSON, with the real names of its keys."""
+
+    config: dict[str, Any]
+    created_at: str
+    enabled: bool
+    id: str
+    name: str
+    severity: Severity
+    type: RuleType
+    updated_at: str
 
 
 class DiscoveryScan(TypedDict):
@@ -214,6 +249,23 @@ class AgentGroup(TypedDict):
     max_concurrent_deployments: NotRequired[int]
     member_count: int
     name: str
+    updated_at: str
+
+
+class NetworkScanTarget(TypedDict):
+    """Networks, the ports that are tried in them, and what the last scan found. ``cidrs`` and ``ports`` are JSON."""
+
+    cidrs: list[str]
+    created_at: str
+    enabled: bool
+    id: str
+    last_scan_at: NotRequired[str]
+    last_scan_certs_found: NotRequired[int]
+    last_scan_duration_ms: NotRequired[int]
+    name: str
+    ports: list[int]
+    scan_interval_hours: int
+    timeout_ms: int
     updated_at: str
 
 

@@ -169,6 +169,10 @@ class Jobs(Listed):
     type: NotRequired[str | Sequence[str]]
 
 
+class NetworkScanTargets(Dated):
+    """What may be said."""
+
+
 class Notifications(Listed):
     """What may be said."""
 
@@ -194,6 +198,24 @@ class Owners(Dated):
     team_id: NotRequired[str | Sequence[str]]
 
 
+class Policies(Dated):
+    """What may be said."""
+
+    enabled: NotRequired[bool | str]
+    severity: NotRequired[str | Sequence[str]]
+    type: NotRequired[str | Sequence[str]]
+
+
+class PoliciesViolations(Listed):
+    """What may be said."""
+
+    certificate_id: NotRequired[str | Sequence[str]]
+    created_after: NotRequired[str]
+    created_before: NotRequired[str]
+    resolved: NotRequired[bool | str]
+    severity: NotRequired[str | Sequence[str]]
+
+
 class Profiles(Dated):
     """What may be said."""
 
@@ -202,6 +224,27 @@ class Profiles(Dated):
 
 class RenewalPolicies(Dated):
     """What may be said."""
+
+
+class StatsExpirationTimeline(TypedDict):
+    """What may be said."""
+
+    bucket: NotRequired[str]
+    days: NotRequired[int]
+
+
+class StatsIssuanceRate(TypedDict):
+    """What may be said."""
+
+    bucket: NotRequired[str]
+    days: NotRequired[int]
+
+
+class StatsJobTrends(TypedDict):
+    """What may be said."""
+
+    bucket: NotRequired[str]
+    days: NotRequired[int]
 
 
 class Targets(Dated):

@@ -10,6 +10,12 @@ Role: TypeAlias = Literal["admin", "agent", "anonymous", "enrolment", "operator"
 """What a principal is."""
 
 
+Status: TypeAlias = Literal[
+    "Active", "Archived", "Expired", "Expiring", "Failed", "Pending", "RenewalInProgress", "Revoked"
+]
+"""As the API spells it."""
+
+
 class Approved(TypedDict):
     """It goes on."""
 
@@ -86,6 +92,20 @@ class Dismissed(TypedDict):
     status: Literal["dismissed"]
 
 
+class Enqueued(TypedDict):
+    """A job that renews a certificate."""
+
+    certificate_id: str
+    job_id: str
+
+
+class Expiring(TypedDict):
+    """How many certificates end in some days."""
+
+    count: int
+    date: str
+
+
 class Fault(TypedDict):
     """One field at fault."""
 
@@ -98,6 +118,13 @@ class HeartbeatRecorded(TypedDict):
 
     server_time: str
     status: Literal["heartbeat_recorded"]
+
+
+class InStatus(TypedDict):
+    """How many certificates there are in one status."""
+
+    count: int
+    status: Status
 
 
 class Info(TypedDict):
@@ -114,6 +141,20 @@ class Installed(TypedDict):
     loaded: list[Loaded]
 
 
+class Issued(TypedDict):
+    """How many certificates were issued in some days."""
+
+    date: str
+    issued_count: int
+
+
+class NothingToScan(TypedDict):
+    """The networks have no address that would be scanned."""
+
+    message: str
+    status: Literal["completed"]
+
+
 class Retried(TypedDict):
     """It is tried again; ``job_id`` is there if another job does it."""
 
@@ -126,6 +167,13 @@ class Revoked(TypedDict):
 
     revocation_state: str
     status: Literal["revoked"]
+
+
+class Unacted(TypedDict):
+    """A certificate with which nothing could be done, and why."""
+
+    certificate_id: str
+    error: str
 
 
 class Unretried(TypedDict):
@@ -190,6 +238,14 @@ class Health(TypedDict):
     timestamp: str
 
 
+class LoggedIn(TypedDict):
+    """Who logged in, and what proves with later calls that a page of this server makes them."""
+
+    actor: str
+    csrf_token: str
+    role: Role
+
+
 class MemberSaid(TypedDict):
     """What a person said of an agent and a group."""
 
@@ -247,6 +303,15 @@ class Check(TypedDict):
     ok: bool | None
 
 
+class Ended(TypedDict):
+    """How jobs ended in some days."""
+
+    completed_count: int
+    date: str
+    failed_count: int
+    success_rate: float
+
+
 class FailedPackage(TypedDict):
     """One package that was left out."""
 
@@ -266,16 +331,6 @@ class Error(TypedDict):
     request_id: str
 
 
-class Me(TypedDict):
-    """Whose key it is; what is not known is left out."""
-
-    actor: str
-    expires_at: NotRequired[str]
-    key_id: NotRequired[str]
-    name: NotRequired[str]
-    role: Role
-
-
 class Retries(TypedDict):
     """How many were tried again; every match is one of the three."""
 
@@ -284,6 +339,17 @@ class Retries(TypedDict):
     total_matched: int
     total_retried: int
     total_skipped: int
+
+
+class Build(TypedDict):
+    """Which build answers; what is not known of it is empty."""
+
+    build_time: str
+    commit: str
+    go_version: str
+    modified: bool
+    python_version: str
+    version: str
 
 
 class Loaded(TypedDict):
@@ -295,6 +361,51 @@ class Loaded(TypedDict):
     kind_of: str
     schema: dict[str, Any]
     version: str
+
+
+class Me(TypedDict):
+    """Whose key it is; what is not known is left out."""
+
+    actor: str
+    csrf_token: NotRequired[str]
+    expires_at: NotRequired[str]
+    key_id: NotRequired[str]
+    name: NotRequired[str]
+    role: Role
+
+
+class Reassignments(TypedDict):
+    """How many have another owner or team now."""
+
+    errors: list[Unacted]
+    reasons: dict[str, int]
+    total_failed: int
+    total_matched: int
+    total_reassigned: int
+    total_skipped: int
+
+
+class Revocations(TypedDict):
+    """How many were revoked."""
+
+    errors: list[Unacted]
+    reasons: dict[str, int]
+    total_failed: int
+    total_matched: int
+    total_revoked: int
+    total_skipped: int
+
+
+class Renewals(TypedDict):
+    """What was ordered."""
+
+    enqueued_jobs: list[Enqueued]
+    errors: list[Unacted]
+    reasons: dict[str, int]
+    total_enqueued: int
+    total_failed: int
+    total_matched: int
+    total_skipped: int
 
 
 class Gauges(TypedDict):
@@ -321,3 +432,25 @@ class VerificationResult(TypedDict):
     verification_status: str
     verified: bool
     verified_at: NotRequired[str]
+
+
+class Figures(TypedDict):
+    """How many there are; ``completed_at`` is when it was seen."""
+
+    active_agents: int
+    complete_jobs: int
+    completed_at: str
+    expired_certificates: int
+    expiring_certificates: int
+    failed_jobs: int
+    offline_agents: int
+    pending_jobs: int
+    revoked_certificates: int
+    total_agents: int
+    total_certificates: int
+
+
+class Summary(Figures):
+    """The figures, and the same again where the original's command line looks for them."""
+
+    data: Figures

@@ -39,6 +39,18 @@ class Certificates(
         """Revoke every version that is not expired."""
         return Call("POST", self.at(id, "revoke"), body=sent(body))
 
+    def bulk_renew(self, body: bodies.BulkRenewBody) -> Call[replies.Renewals]:
+        """Renew all that are named or match."""
+        return Call("POST", self.at("bulk-renew"), body=sent(body))
+
+    def bulk_revoke(self, body: bodies.BulkRevokeBody) -> Call[replies.Revocations]:
+        """Revoke all that are named or match."""
+        return Call("POST", self.at("bulk-revoke"), body=sent(body))
+
+    def bulk_reassign(self, body: bodies.BulkReassignBody) -> Call[replies.Reassignments]:
+        """Give all that are named or match to another owner."""
+        return Call("POST", self.at("bulk-reassign"), body=sent(body))
+
 
 class Jobs(Readable["objects.Job", "queries.Jobs"]):
     """What is being done."""
@@ -214,6 +226,31 @@ class Discovered(Readable["objects.DiscoveredCertificate", "queries.DiscoveredCe
         return Call("POST", self.at(id, "dismiss"), body=sent(body))
 
 
+class Policies(Resource["objects.PolicyRule", "queries.Policies", "bodies.NewPolicyRule", "bodies.PolicyRuleChange"]):
+    """Rules for certificates."""
+
+    def violations(
+        self, id: str, query: queries.PoliciesViolations | None = None
+    ) -> Call[Page[objects.PolicyViolation]]:
+        """Return what breaks one, and what did."""
+        return Call("GET", self.at(id, "violations"), sent(query), rows=True)
+
+
+class NetworkScanTargets(
+    Resource[
+        "objects.NetworkScanTarget",
+        "queries.NetworkScanTargets",
+        "bodies.NewNetworkScanTarget",
+        "bodies.NetworkScanTargetChange",
+    ]
+):
+    """Networks that are searched for certificates."""
+
+    def scan(self, id: str) -> Call[objects.DiscoveryScan | replies.NothingToScan]:
+        """Search one now."""
+        return Call("POST", self.at(id, "scan"), body={}, status=202)
+
+
 class Figures(Place):
     """A few figures."""
 
@@ -222,9 +259,43 @@ class Figures(Place):
         return Call("GET", self.at())
 
 
+class Stats(Place):
+    """Figures for dashboards."""
+
+    def summary(self) -> Call[replies.Summary]:
+        """Return how many certificates, agents and jobs there are."""
+        return Call("GET", self.at("summary"))
+
+    def certificates_by_status(self) -> Call[list[replies.InStatus]]:
+        """Return how many certificates there are in each status."""
+        return Call("GET", self.at("certificates-by-status"), series=True)
+
+    def expiration_timeline(self, query: queries.StatsExpirationTimeline | None = None) -> Call[list[replies.Expiring]]:
+        """Return how many certificates end on each day from today on."""
+        return Call("GET", self.at("expiration-timeline"), sent(query), series=True)
+
+    def job_trends(self, query: queries.StatsJobTrends | None = None) -> Call[list[replies.Ended]]:
+        """Return how jobs ended on each day up to today."""
+        return Call("GET", self.at("job-trends"), sent(query), series=True)
+
+    def issuance_rate(self, query: queries.StatsIssuanceRate | None = None) -> Call[list[replies.Issued]]:
+        """Return how many certificates were issued on each day up to today."""
+        return Call("GET", self.at("issuance-rate"), sent(query), series=True)
+
+
 def health() -> Call[replies.Health]:
     """Return that the server lives, and its background loops."""
     return Call("GET", Place("health").at())
+
+
+def version() -> Call[replies.Build]:
+    """Return which build answers."""
+    return Call("GET", Place("version").at())
+
+
+def send_digest() -> Call[replies.Sent]:
+    """Send the digest now."""
+    return Call("POST", Place("digest").at("send"), body={})
 
 
 def connectors() -> Call[replies.Installed]:
@@ -259,12 +330,16 @@ keys = Keys("auth/keys")
 """Keys of people and programs."""
 metrics = Figures("metrics")
 """A few figures."""
+network_scan_targets = NetworkScanTargets("network-scan-targets")
+"""Networks that are searched for certificates."""
 notifications = Notifications("notifications")
 """What was sent to people."""
 notifiers = Notifiers("notifiers")
 """Channels to people."""
 owners: Resource[objects.Owner, queries.Owners, bodies.NewOwner, bodies.OwnerChange] = Resource("owners")
 """Who is told about a certificate."""
+policies = Policies("policies")
+"""Rules for certificates."""
 profiles: Resource[
     objects.CertificateProfile, queries.Profiles, bodies.NewCertificateProfile, bodies.CertificateProfileChange
 ] = Resource("profiles")
@@ -273,6 +348,8 @@ renewal_policies: Resource[
     objects.RenewalPolicy, queries.RenewalPolicies, bodies.NewRenewalPolicy, bodies.RenewalPolicyChange
 ] = Resource("renewal-policies")
 """When certificates are renewed."""
+stats = Stats("stats")
+"""Figures for dashboards."""
 targets = Targets("targets")
 """Where certificates are deployed to."""
 teams: Resource[objects.Team, queries.Teams, bodies.NewTeam, bodies.TeamChange] = Resource("teams")

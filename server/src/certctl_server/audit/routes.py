@@ -15,10 +15,10 @@ from certctl_server.audit.export import FORMS, verifiable
 from certctl_server.audit.record import Event, record
 from certctl_server.audit.tables import AuditEvent
 from certctl_server.auth.principal import Req, Where, actor_of, visible
-from certctl_server.auth.roles import LISTED, READ
+from certctl_server.auth.roles import LISTED, READ, WRITE
 from certctl_server.context import Context, Ctx
 from certctl_server.errors import not_found
-from certctl_server.filters import Bound, after, before, equal, since, word
+from certctl_server.filters import Bound, Described, after, before, equal, since, word
 from certctl_server.http.asked import is_head
 from certctl_server.list_query import query
 from certctl_server.lists import Given, Key, Row, Tallied, every, list_response, listed
@@ -66,7 +66,7 @@ EVENTS = listed(
 )
 
 
-def _form(text: str, _: Bound) -> str:
+def _is_form(text: str, _: Bound) -> str:
     if text.lower() not in FORMS:
         raise ValueError(f"is none of {', '.join(FORMS)}")
     return "1 = 1"
@@ -79,7 +79,7 @@ EXPORTED = replace(
         **EVENTS.filters,
         "from": since("item.timestamp"),
         "to": before("item.timestamp"),
-        "format": _form,
+        "format": Described(_is_form, {"type": "string", "enum": [*FORMS]}),
     },
 )
 
@@ -90,7 +90,10 @@ async def list_(request: Req) -> Response[bytes]:
     return await list_response(request, EVENTS)
 
 
-@get("/api/v1/audit/export", opt={"roles": READ, "query": LISTED})
+@get(
+    "/api/v1/audit/export",
+    opt={"roles": WRITE, "query": LISTED, "filters": EXPORTED, "media": [media for _, media in FORMS.values()]},
+)
 async def export(request: Req, ctx: Ctx) -> Response[bytes] | Stream:
     """Send what was done as a file, oldest first, in bounded memory.
 

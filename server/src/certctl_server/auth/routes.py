@@ -95,6 +95,14 @@ class Me(TypedDict):
     expires_at: NotRequired[Time]
 
 
+class LoggedIn(TypedDict):
+    """Who logged in, and what proves with later calls that a page of this server makes them."""
+
+    actor: str
+    role: Role
+    csrf_token: str
+
+
 @get("/api/v1/health", opt={"roles": OPEN})
 async def health(ctx: Ctx) -> Health:
     """Say that the process lives, and when each background loop last came to its end, on whichever server leads."""
@@ -133,8 +141,8 @@ async def me(request: Req) -> Me:
     return found
 
 
-@post("/api/v1/auth/login", opt={"roles": OPEN}, status_code=HTTPStatus.OK)
-async def login(request: Req, ctx: Ctx) -> Answer[Row]:
+@post("/api/v1/auth/login", opt={"roles": OPEN, "body": NewLogin, "errors": (401, 403)}, status_code=HTTPStatus.OK)
+async def login(request: Req, ctx: Ctx) -> Answer[LoggedIn]:
     """Exchange a key for a cookie."""
     mark_secret(request)
     if request.headers.get("sec-fetch-site") == "cross-site":
@@ -149,7 +157,7 @@ async def login(request: Req, ctx: Ctx) -> Answer[Row]:
         "Set-Cookie": set_cookie(made.cookie, life, encrypted=is_encrypted(request.scope, ctx.settings)),
         "Cache-Control": "no-store",
     }
-    shown = {"actor": principal.name, "role": principal.role, "csrf_token": made.csrf_token}
+    shown: LoggedIn = {"actor": principal.name, "role": principal.role, "csrf_token": made.csrf_token}
     return Answer(shown, status_code=HTTPStatus.OK, headers=headers)
 
 

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict, cast
 
 from certctl_core.job import JobType
 from certctl_core.policy import Breach
@@ -35,6 +35,50 @@ Do: TypeAlias = Callable[[list[db.Row]], Awaitable[Mapping[str, Objection]]]
 """Does what is wanted with certificates that nothing speaks against; returns those for which it came to nothing."""
 
 
+class Unacted(TypedDict):
+    """A certificate with which nothing could be done, and why."""
+
+    certificate_id: str
+    error: str
+
+
+class Counts(TypedDict):
+    """Every match was acted on, skipped or failed."""
+
+    total_matched: int
+    total_skipped: int
+    total_failed: int
+    errors: list[Unacted]
+    reasons: dict[str, int]
+    """How many were left alone, by why."""
+
+
+class Enqueued(TypedDict):
+    """A job that renews a certificate."""
+
+    certificate_id: str
+    job_id: str
+
+
+class Renewals(Counts):
+    """What was ordered."""
+
+    total_enqueued: int
+    enqueued_jobs: list[Enqueued]
+
+
+class Revocations(Counts):
+    """How many were revoked."""
+
+    total_revoked: int
+
+
+class Reassignments(Counts):
+    """How many have another owner or team now."""
+
+    total_reassigned: int
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """Which certificates, by whom, and whether only to count."""
@@ -44,9 +88,9 @@ class Asked:
     dry_run: bool = False
 
 
-async def renew_all(asked: Asked) -> Answer:
+async def renew_all(asked: Asked) -> Renewals:
     """Order a renewal of every certificate that is selected and can be renewed now, whatever its window says."""
-    jobs: list[dict[str, str]] = []
+    jobs: list[Enqueued] = []
 
     def judge(row: db.Row) -> Objection | None:
         if row["archived_at"] is None and row["open_orders"]:
@@ -56,13 +100,13 @@ async def renew_all(asked: Asked) -> Answer:
 
     async def do(rows: list[db.Row]) -> Mapping[str, Objection]:
         made, forbidden = await _order(rows, asked.actor)
-        told = [{"certificate_id": id, "job_id": job_id} for id, ids in made.items() for job_id in ids]
+        told: list[Enqueued] = [{"certificate_id": id, "job_id": job_id} for id, ids in made.items() for job_id in ids]
         jobs.extend(told[: TOLD - len(jobs)])
         why = {id: Objection(refusal(broken), settled=False) for id, broken in forbidden.items()}
         return {row["id"]: why.get(row["id"], IMPOSSIBLE) for row in rows if row["id"] not in made}
 
     tally = await _in_sets(asked, RENEWABLE, judge, do)
-    return {**await _told(asked, tally, "enqueued", "renewed"), "enqueued_jobs": jobs}
+    return cast(Renewals, {**await _told(asked, tally, "enqueued", "renewed"), "enqueued_jobs": jobs})
 
 
 async def _order(rows: Sequence[db.Row], actor: Actor) -> tuple[Mapping[str, list[str]], Breaches]:
@@ -81,7 +125,7 @@ async def _order(rows: Sequence[db.Row], actor: Actor) -> tuple[Mapping[str, lis
     return made, forbidden
 
 
-async def revoke_all(asked: Asked, revocation: Revocation) -> Answer:
+async def revoke_all(asked: Asked, revocation: Revocation) -> Revocations:
     """Revoke every certificate that is selected and can be."""
 
     async def do(rows: list[db.Row]) -> Mapping[str, Objection]:
@@ -89,10 +133,10 @@ async def revoke_all(asked: Asked, revocation: Revocation) -> Answer:
         return {}
 
     tally = await _in_sets(asked, REVOCABLE, lambda row: unrevocable(row, revocation.reason), do)
-    return await _told(asked, tally, "revoked", "revoked", reason=revocation.reason)
+    return cast(Revocations, await _told(asked, tally, "revoked", "revoked", reason=revocation.reason))
 
 
-async def reassign_all(asked: Asked, owner_id: str, team_id: str) -> Answer:
+async def reassign_all(asked: Asked, owner_id: str, team_id: str) -> Reassignments:
     """Give every certificate that is selected to an owner, and to a team unless ``team_id`` is empty."""
     wanted = {"owner_id": owner_id} | ({"team_id": team_id} if team_id else {})
 
@@ -112,7 +156,7 @@ async def reassign_all(asked: Asked, owner_id: str, team_id: str) -> Answer:
         return {}
 
     tally = await _in_sets(asked, OWNED, judge, do)
-    return await _told(asked, tally, "reassigned", "reassigned", **wanted)
+    return cast(Reassignments, await _told(asked, tally, "reassigned", "reassigned", **wanted))
 
 
 async def _in_sets(asked: Asked, facts: db.Sql, judge: Judge, do: Do) -> Tally:

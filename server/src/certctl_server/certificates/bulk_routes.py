@@ -9,14 +9,21 @@ from certctl_server.auth.principal import Req, actor_of, visible
 from certctl_server.auth.roles import ADMIN, WRITE
 from certctl_server.body import ID, new
 from certctl_server.bulk import Ids, select
-from certctl_server.certificates.bulk import Asked, reassign_all, renew_all, revoke_all
+from certctl_server.certificates.bulk import (
+    Asked,
+    Reassignments,
+    Renewals,
+    Revocations,
+    reassign_all,
+    renew_all,
+    revoke_all,
+)
 from certctl_server.certificates.revoke import Revocation
 from certctl_server.certificates.routes import BASE, CERTIFICATES, Reason
 from certctl_server.certificates.tables import Certificate
 from certctl_server.context import Ctx
 from certctl_server.crud import missing_references
 from certctl_server.errors import Refused, invalid
-from certctl_server.lists import Row
 
 SELECTORS = ("profile_id", "owner_id", "agent_id", "issuer_id", "team_id")
 NONE = "name some, or give another selector"
@@ -62,21 +69,21 @@ def _asked(request: Req, body: Chosen) -> Asked:
     return Asked(found, actor_of(request), body.dry_run)
 
 
-@post(BASE + "/bulk-renew", opt={"roles": WRITE}, status_code=200)
-async def bulk_renew(request: Req) -> Row:
+@post(BASE + "/bulk-renew", opt={"roles": WRITE, "body": BulkRenewBody}, status_code=200)
+async def bulk_renew(request: Req) -> Renewals:
     """Renew all certificates that are named or match, each by the rules of one."""
     return await renew_all(_asked(request, await new(request, BulkRenewBody)))
 
 
-@post(BASE + "/bulk-revoke", opt={"roles": ADMIN}, status_code=200)
-async def bulk_revoke(request: Req, ctx: Ctx) -> Row:
+@post(BASE + "/bulk-revoke", opt={"roles": ADMIN, "body": BulkRevokeBody}, status_code=200)
+async def bulk_revoke(request: Req, ctx: Ctx) -> Revocations:
     """Revoke all certificates that are named or match, each by the rules of one."""
     body = await new(request, BulkRevokeBody)
     return await revoke_all(_asked(request, body), Revocation(body.reason, ctx.plugins, actor_of(request)))
 
 
-@post(BASE + "/bulk-reassign", opt={"roles": WRITE}, status_code=200)
-async def bulk_reassign(request: Req) -> Row:
+@post(BASE + "/bulk-reassign", opt={"roles": WRITE, "body": BulkReassignBody}, status_code=200)
+async def bulk_reassign(request: Req) -> Reassignments:
     """Give all certificates that are named or match to another owner."""
     body = await new(request, BulkReassignBody)
     wanted = {"owner_id": body.owner_id, "team_id": body.team_id}

@@ -12,6 +12,7 @@ from certctl_server.body import new
 from certctl_server.digest.figures import digest
 from certctl_server.digest.page import page
 from certctl_server.errors import Refused
+from certctl_server.notices.routes import Sent
 
 BASE = "/api/v1/digest"
 #: It is styled as mail is, inline, and brings nothing that runs.
@@ -22,15 +23,15 @@ class SendBody(msgspec.Struct):
     """Nothing is asked."""
 
 
-@get(BASE + "/preview", opt={"roles": READ})
+@get(BASE + "/preview", opt={"roles": READ, "media": "text/html; charset=utf-8"})
 async def preview() -> Response[str]:
     """Return the digest as it would be sent now."""
     headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
     return Response(page(await digest()), media_type="text/html", headers=headers)
 
 
-@post(BASE + "/send", opt={"roles": WRITE}, status_code=200)
-async def send(request: Req) -> None:
+@post(BASE + "/send", opt={"roles": WRITE, "body": SendBody}, status_code=200)
+async def send(request: Req) -> Sent:
     """Send the digest now."""
     await new(request, SendBody)
     raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "No connector that sends mail is installed")

@@ -1,7 +1,7 @@
 """Network scan targets over HTTP."""
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 from litestar import post
@@ -12,9 +12,9 @@ from certctl_server.auth.roles import WRITE
 from certctl_server.body import FAULT, Name, new
 from certctl_server.context import Ctx
 from certctl_server.crud import Crud, crud_routes
+from certctl_server.discovery.routes import SCANS as DISCOVERY_SCANS
 from certctl_server.errors import Refused, conflict
 from certctl_server.http.answer import Answer
-from certctl_server.lists import Row
 from certctl_server.network_scans.ranges import check_values, fault, has_any
 from certctl_server.network_scans.tables import NetworkScanTarget
 
@@ -40,6 +40,13 @@ class ScanBody(msgspec.Struct):
     """Nothing is asked beside the target."""
 
 
+class NothingToScan(TypedDict):
+    """The networks have no address that would be scanned."""
+
+    status: Literal["completed"]
+    message: str
+
+
 SCANS = Crud(
     BASE,
     NetworkScanTarget,
@@ -52,8 +59,12 @@ SCANS = Crud(
 )
 
 
-@post(BASE + "/{id:str}/scan", opt={"roles": WRITE}, status_code=202)
-async def scan(request: Req, ctx: Ctx, id: FromPath[str]) -> Answer[Row]:
+@post(
+    BASE + "/{id:str}/scan",
+    opt={"roles": WRITE, "body": ScanBody, "answer": DISCOVERY_SCANS, "others": {200: NothingToScan}},
+    status_code=202,
+)
+async def scan(request: Req, ctx: Ctx, id: FromPath[str]) -> Answer[NothingToScan]:
     """Scan now."""
     found = SCANS.show(await SCANS.one(id, request.user))
     await new(request, ScanBody)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import NotRequired, TypedDict, is_typeddict
+from typing import Any, NotRequired, TypedDict, get_args, get_origin, is_typeddict
 
 from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
@@ -15,9 +15,10 @@ from litestar.routes import HTTPRoute
 from certctl_server.auth.roles import OPEN, Role
 from certctl_server.connectors.probe import Check
 from certctl_server.errors import REASONS
+from certctl_server.http.answer import Answer
 from certctl_server.http.health import HEALTH
 from certctl_server.openapi.examples import KEYS
-from certctl_server.openapi.parameters import list_parameters, path_parameters, query_parameters
+from certctl_server.openapi.parameters import filter_parameters, list_parameters, path_parameters, query_parameters
 from certctl_server.openapi.schemas import PLACE, Schema, Schemas
 
 BASE = "/api/v1/"
@@ -138,7 +139,6 @@ def operations(app: Litestar) -> Iterator[tuple[str, str, HTTPRouteHandler]]:
 def _operation(path: str, method: str, handler: HTTPRouteHandler, schemas: Schemas) -> Schema:
     opt, names = handler.opt, re.findall(r"{(\w+)}", path)
     body = schemas.new(opt["body"]) if "body" in opt else schemas.change(opt["change"]) if "change" in opt else None
-    query = list_parameters(opt["list"]) if "list" in opt else query_parameters(opt.get("query", ()), schemas)
     roles = opt["roles"]
     found: Schema = {
         "operationId": operation_id(path, method, handler),
@@ -146,15 +146,26 @@ def _operation(path: str, method: str, handler: HTTPRouteHandler, schemas: Schem
         "tags": [_tag(path)],
         "x-roles": sorted(map(str, roles)),
         "security": [] if Role.ANONYMOUS in roles else [{KEY: []}],
-        "parameters": [*path_parameters(names), *query],
+        "parameters": [*path_parameters(names), *_query(opt, schemas)],
     }
     if body:
         required = "required" in schemas.components[body["$ref"].removeprefix(PLACE)]
         found["requestBody"] = {"required": required, "content": {JSON: {"schema": body}}}
     answer = _answer(handler, schemas)
     found["responses"] = {str(code): answer for code in (int(handler.status_code), *opt.get("codes", ()))}
+    for code, other in opt.get("others", {}).items():
+        content = {JSON: {"schema": schemas.of(other)}}
+        found["responses"][str(code)] = {"description": HTTPStatus(code).phrase, "content": content}
     found["responses"] |= {str(code): {"$ref": f"#/components/responses/{code}"} for code in _faults(method, handler)}
     return found
+
+
+def _query(opt: Mapping[str, Any], schemas: Schemas) -> Iterator[Schema]:
+    if "list" in opt:
+        return list_parameters(opt["list"])
+    if "filters" in opt:
+        return filter_parameters(opt["filters"])
+    return query_parameters(opt.get("query", ()), schemas)
 
 
 def operation_id(path: str, method: str, handler: HTTPRouteHandler) -> str:
@@ -182,20 +193,28 @@ def _tag(path: str) -> str:
 
 def _answer(handler: HTTPRouteHandler, schemas: Schemas) -> Schema:
     opt, returned = handler.opt, handler.parsed_fn_signature.return_type.annotation
+    if get_origin(returned) is Answer:
+        [returned] = get_args(returned)
     found: Schema = {"description": HTTPStatus(handler.status_code).phrase}
     if media := opt.get("media"):
-        return {**found, "content": {media: {"schema": {"type": "string"}}}}
+        kinds = [media] if isinstance(media, str) else media
+        return {**found, "content": {kind: {"schema": _file(kind, opt, schemas)} for kind in kinds}}
     if handler.status_code == HTTPStatus.NO_CONTENT:
         return found
     if "list" in opt:
         schema = _page(schemas.object(opt["list"]))
     elif "answer" in opt:
         schema = schemas.object(opt["answer"])
-    elif is_typeddict(returned):
+    elif is_typeddict(returned) or (get_origin(returned) is list and is_typeddict(*get_args(returned))):
         schema = schemas.of(returned)
     else:
         raise TypeError(f"{handler} does not say what it answers")
     return {**found, "content": {JSON: {"schema": schema}}}
+
+
+def _file(kind: str, opt: Mapping[str, Any], schemas: Schemas) -> Schema:
+    """What is no text has the rows of the list that was filtered."""
+    return {"type": "array", "items": schemas.object(opt["filters"])} if kind == JSON else {"type": "string"}
 
 
 def _page(row: Schema) -> Schema:
@@ -210,6 +229,7 @@ def _faults(method: str, handler: HTTPRouteHandler) -> Iterator[int]:
         yield from (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
     if method != "GET" and not is_open:
         yield HTTPStatus.CONFLICT
+    yield from opt.get("errors", ())
     if "body" in opt or "change" in opt:
         yield from (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
     yield from (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.TOO_MANY_REQUESTS)

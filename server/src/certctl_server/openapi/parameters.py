@@ -41,11 +41,16 @@ def query_parameters(known: Any, schemas: Schemas) -> Iterator[Schema]:
         yield _parameter(name, "", schema)
 
 
-def list_parameters(spec: ListSpec) -> Iterator[Schema]:
-    """Yield what a list may be asked."""
+def filter_parameters(spec: ListSpec) -> Iterator[Schema]:
+    """Yield the filters of a list."""
     for name, filter_ in sorted(spec.every_filter.items()):
         schema = dict(filter_.schema) if isinstance(filter_, Described) else {"type": "string"}
         yield _parameter(name, WORDS.get(name.rpartition("_")[2], f"Only with this {name.replace('_', ' ')}."), schema)
+
+
+def list_parameters(spec: ListSpec) -> Iterator[Schema]:
+    """Yield what a list may be asked."""
+    yield from filter_parameters(spec)
     names = sorted({*spec.keys, *(alias for alias in SORT_ALIASES if _sorts(spec, alias))})
     sorts = {"type": "string", "enum": [way + name for name in names for way in ("", "-")], "default": spec.order}
     yield _parameter("sort", "The key that is sorted by; with - in front downwards.", sorts)

@@ -65,6 +65,7 @@ VIOLATIONS = listed(
     PolicyViolation,
     _show,
     (*PLAIN, "resolved_at"),
+    optional=("resolved_at",),
     filters={
         "certificate_id": equal("item.certificate_id"),
         "severity": word("item.severity", Severity),
@@ -73,7 +74,7 @@ VIOLATIONS = listed(
 )
 
 
-@get(BASE + "/{id:str}/violations", opt={"roles": READ, "query": LISTED})
+@get(BASE + "/{id:str}/violations", opt={"roles": READ, "query": LISTED, "list": VIOLATIONS})
 async def violations(id: FromPath[str], request: Req) -> Response[bytes]:
     """List what breaks a rule, and what did."""
     await POLICIES.one(id, request.user)

@@ -1,8 +1,9 @@
 """Figures for dashboards: how many there are now, and how many on each day. All are exact over every row."""
 
 from datetime import datetime
-from typing import TypedDict
+from typing import Annotated, Literal, TypedDict
 
+import msgspec
 from certctl_core.certificate import Status
 from certctl_core.job import JobState
 from litestar import get
@@ -18,9 +19,13 @@ from certctl_server.stats.series import Ended, Expiring, Issued
 from certctl_server.tally import statuses
 
 BASE = "/api/v1/stats"
-SERIES = {"roles": READ, "query": {"days", "bucket"}}
 DAYS, MOST_DAYS = 30, 365
 BUCKETS = DAY, WEEK = "day", "week"
+ASKED = {
+    "days": Annotated[int, msgspec.Meta(ge=1, le=MOST_DAYS)],
+    "bucket": Literal[BUCKETS],  # type: ignore[valid-type]  # the two are the type
+}
+SERIES = {"roles": READ, "query": ASKED}
 
 
 class Figures(TypedDict):
@@ -48,7 +53,7 @@ class Summary(Figures):
 class InStatus(TypedDict):
     """How many certificates there are in one status."""
 
-    status: str
+    status: Status
     count: int
 
 
