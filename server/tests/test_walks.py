@@ -63,8 +63,8 @@ class Planter:
         """Insert so many rows; return their ids."""
         name = table._meta.tablename
         columns = {each._meta.name: each for each in table._meta.columns if not isinstance(each, BigSerial)}
-        for column in columns:
-            if target := self._target(name, columns[column]):
+        for column in columns.values():
+            if target := self._target(name, column):
                 await self.parents(target)
         values = {column: self._values(name, columns[column], keys, count) for column in columns}
         values |= {column: [value] * count for column, value in fixed.items()}
@@ -177,6 +177,7 @@ async def test_what_is_there_all_the_time_is_seen_once_by_every_key(client, path
         stands = {walk.seen[-1] for walk in on if walk.seen}
         await asyncio.gather(*(walk.on(client, path, size) for walk in on), crowd.act(stands, changes))
         pages += 1
+        assert pages < 3 * rows / size, "a walk does not end"
     assert pages > rows // size
     assert crowd.spared or rows / 4 < len(crowd.staying) < rows
     missed, twice = defaultdict(set), {}

@@ -108,7 +108,9 @@ def routes():
 
 def lists():
     """The ListSpec of every list, by path."""
-    return {path: handler.opt["list"] for path, handler in _handlers() if "query" in handler.opt and "list" in handler.opt}
+    return {
+        path: handler.opt["list"] for path, handler in _handlers() if "query" in handler.opt and "list" in handler.opt
+    }
 
 
 async def write_events(count, first=1):
