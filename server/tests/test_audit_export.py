@@ -108,6 +108,25 @@ async def test_a_sealed_end_that_was_cut_off_is_found_in_an_export(trail):
     assert "rows 51 to 60, which a checkpoint names, are gone" in (await verified(trail)).faults.told
 
 
+@pytest.mark.parametrize("anew", [False, True], ids=["cut off", "chained anew"])
+async def test_an_end_that_lost_its_checkpoints_too_is_not_the_one_that_was_seen(trail, ctx, leadership, anew):
+    assert (await verified(trail)).faults.told == []
+    await behind_our_back("DELETE FROM audit_event WHERE sequence > 50")
+    await behind_our_back("DELETE FROM audit_checkpoint")
+    assert "rows 51 to 60, which a checkpoint names, are gone" in (await verified(trail)).faults.told
+    if anew:
+        await write_events(20)
+        await seal_pass(ctx, leadership)
+        assert "row 60 is not the one that was signed" in (await verified(trail)).faults.told
+
+
+async def test_a_witness_that_anybody_could_have_written_says_nothing(trail, settings):
+    path = settings.data_dir / chain.HEAD_FILE
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"sequence": 70}))
+    assert (await verified(trail)).faults.told == []
+
+
 async def test_rows_that_are_sealed_meanwhile_are_in_it_once(trail, ctx, leadership):
     """What comes after the first page changes nothing of what was there when it began."""
     parts = verifiable(await chain.signing_key(ctx.cipher), await entries.extent())

@@ -12,6 +12,8 @@ from certctl_server.certificates.tables import BlockedKey, Certificate, Certific
 from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs.tables import Job
 from certctl_server.notices.tables import Notification
+from certctl_server.people.tables import Owner
+from certctl_server.policies.tables import PolicyViolation
 
 INVENTORY = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "inventory.py"))
 STOCK = 120
@@ -215,6 +217,66 @@ async def test_certificates_change_hands_with_or_without_their_team(stock, ask, 
     assert (await ask("reassign", **body, team_id="t-9"))[0] == (12, 11, 1, 0)
     rows = await Certificate.select(Certificate.team_id).where(Certificate.owner_id == "o-3")
     assert {row["team_id"] for row in rows} == {"t-9"}
+
+
+@pytest.fixture
+def rule(client):
+    """Makes a policy."""
+
+    async def make(severity, config, type_="AllowedEnvironments"):
+        body = {"id": f"pr-{type_}", "name": "the rule", "type": type_, "severity": severity, "config": config}
+        answer = await client.post("/api/v1/policies", json=body)
+        assert answer.status_code == 201, answer.text
+
+    return make
+
+
+@pytest.mark.parametrize("severity", ["Warning", "Error", "Critical"])
+async def test_what_a_policy_forbids_is_not_renewed_and_a_dry_run_knows(fleet, machine, ask, rule, severity):
+    environments = {"good.example": "production", "bad.example": "attic", "gone.example": "attic"}
+    ids = {name: await fleet.certificate(name, environment=place) for name, place in environments.items()}
+    for id in ids.values():
+        for job in await fleet.jobs(id):
+            await fleet.post(f"jobs/{job['id']}/cancel")
+    assert (await fleet.people.delete(f"/api/v1/certificates/{ids['gone.example']}")).status_code == 204
+    await rule(severity, {"allowed": ["production"]})
+    before = await Job.count()
+    totals, foretold = await ask("renew", certificate_ids=[*ids.values()], dry_run=True)
+    assert (await Job.count(), await PolicyViolation.count()) == (before, 0)
+    assert "last_error" not in await fleet.get(f"certificates/{ids['bad.example']}")
+
+    assert (await ask("renew", certificate_ids=[*ids.values()]))[0] == totals
+    [violation] = await PolicyViolation.select()
+    assert (violation["certificate_id"], violation["severity"]) == (ids["bad.example"], severity)
+    if severity == "Warning":
+        assert (totals, foretold["errors"]) == ((3, 2, 1, 0), [])
+        return
+    assert totals == (3, 1, 1, 1)
+    reason = "a policy does not allow it: the rule: environment attic is not allowed"
+    assert why(foretold) == {ids["bad.example"]: reason}
+    assert foretold["reasons"] == {reason: 1, "The certificate is archived": 1}
+    assert (await fleet.get(f"certificates/{ids['bad.example']}"))["last_error"] == reason
+    assert await events("renewal_triggered") == [ids["good.example"]]
+
+
+async def test_a_new_owner_begins_and_ends_what_policies_say_of_owners(stock, ask, rule, client):
+    now = db.now()
+    await Owner.insert(Owner(id="o-unassigned", name="nobody", team_id="t-1", created_at=now, updated_at=now))
+    await rule("Error", {"required_keys": ["owner_id"]}, "RequiredMetadata")
+    nobody = {"owner_id": "o-unassigned", "filter": {"owner_id": "o-1"}}
+    assert (await ask("reassign", **nobody, dry_run=True))[0] == (6, 6, 0, 0)
+    assert await PolicyViolation.count() == 0
+    assert (await ask("reassign", **nobody))[0] == (6, 6, 0, 0)
+    path = "/api/v1/policies/pr-RequiredMetadata/violations"
+    found = (await client.get(f"{path}?resolved=false")).json()
+    assert (found["total"], {row["message"] for row in found["data"]}) == (
+        6,
+        {"owner_id is o-unassigned, which is nobody"},
+    )
+    assert len(await events("policy_violation_detected")) == 6
+    await ask("reassign", owner_id="o-2", filter={"owner_id": "o-unassigned"})
+    assert (await client.get(f"{path}?resolved=false")).json()["total"] == 0
+    assert len(await events("policy_violation_resolved")) == 6
 
 
 REFUSE_LITE = (

@@ -90,15 +90,27 @@ class Route:
         return f"{self.method} {self.path}"
 
 
+def _handlers():
+    """Every handler of the application, with its path."""
+    app = Litestar(ROUTES, dependencies={"ctx": Provide(lambda: None, sync_to_thread=False)}, openapi_config=None)
+    found = ((route, handler) for route in app.routes for handler in route.route_handlers)
+    return [(re.sub(r":\w+\}", "}", route.path_format), handler) for route, handler in found]
+
+
 def routes():
     """Every route of the application; HEAD goes with GET."""
-    app = Litestar(ROUTES, dependencies={"ctx": Provide(lambda: None, sync_to_thread=False)}, openapi_config=None)
     return [
-        Route(method, re.sub(r":\w+\}", "}", route.path_format), handler.opt.get("roles"))
-        for route in app.routes
-        for handler in route.route_handlers
+        Route(method, path, handler.opt.get("roles"))
+        for path, handler in _handlers()
         for method in sorted(handler.http_methods - {"OPTIONS", "HEAD"})
     ]
+
+
+def lists():
+    """The ListSpec of every list, by path."""
+    return {
+        path: handler.opt["list"] for path, handler in _handlers() if "query" in handler.opt and "list" in handler.opt
+    }
 
 
 async def write_events(count, first=1):

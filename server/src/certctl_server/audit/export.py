@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
+from operator import itemgetter
 
 import msgspec
 from certctl_core.audit import Trailer, key_text, moment, sign
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from certctl_server import db
 from certctl_server.audit import chain, entries
 from certctl_server.audit.entries import Extent, checkpoint, link_of
+from certctl_server.audit.witness import Witness
 from certctl_server.lists import Row, Show
 
 CELLS = (
@@ -28,8 +30,10 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 Pages = AsyncIterator[list[Row]]
 
 
-async def verifiable(key: Ed25519PrivateKey, found: Extent) -> AsyncIterator[bytes]:
+async def verifiable(key: Ed25519PrivateKey, found: Extent, seen: Witness | None = None) -> AsyncIterator[bytes]:
     """Yield the whole trail as ``certctl audit verify`` takes it; what is in memory at once is a page.
+
+    ``seen`` is what was known of its end before ``found`` was found: one more checkpoint, outside the database.
 
     Raises:
         TransientError: rows left for an archive meanwhile, so that some may be missing; nothing vouches for the rest.
@@ -41,7 +45,7 @@ async def verifiable(key: Ed25519PrivateKey, found: Extent) -> AsyncIterator[byt
         part = encode(_signed(before, public))
         digest.update(part)
         yield part
-    async for page in entries.pages(found.after, found.upto):
+    async for page in _witnessed(found, seen):
         rows = [row for row in page if "signature" not in row]
         first, head = (first or rows[0]["sequence"], link_of(rows[-1])) if rows else (first, head)
         part = b"".join(encode(_signed(row, public) if "signature" in row else _row(row)) for row in page)
@@ -58,6 +62,29 @@ async def verifiable(key: Ed25519PrivateKey, found: Extent) -> AsyncIterator[byt
         first or head.sequence + 1, head.sequence, head.hash, unsealed, moment(db.now()), digest.hexdigest()
     )
     yield encode(Line(trailer=trailer, key=public, signature=sign(key, trailer)))
+
+
+async def _witnessed(found: Extent, seen: Witness | None) -> Pages:
+    """Yield the pages of ``found``, with ``seen`` in its place, which is behind all rows if it saw more of them."""
+    last = found.after
+    async for page in entries.pages(found.after, found.upto):
+        reached = page[-1]["sequence"]
+        if seen and last < seen.link.sequence <= reached and seen.link.sequence not in _places(page):
+            yield sorted([*page, _checkpoint(seen)], key=itemgetter("sequence"))
+        else:
+            yield page
+        last = reached
+    if seen and last < seen.link.sequence:
+        yield [_checkpoint(seen)]
+
+
+def _places(page: Sequence[db.Row]) -> set[int]:
+    """Return the places of the checkpoints of a page."""
+    return {row["sequence"] for row in page if "signature" in row}
+
+
+def _checkpoint(seen: Witness) -> db.Row:
+    return {"sequence": seen.link.sequence, "hash": seen.link.hash, "signature": seen.signature}
 
 
 def _signed(row: db.Row, public: str) -> Line:

@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+from certctl_core.audit import is_signed
 from litestar import Response, get
 from litestar.params import FromPath
 from litestar.response import Stream
 
 from certctl_server import db
-from certctl_server.audit import chain, entries
+from certctl_server.audit import chain, entries, witness
 from certctl_server.audit.export import FORMS, verifiable
 from certctl_server.audit.record import Event, record
 from certctl_server.audit.tables import AuditEvent
@@ -111,12 +112,15 @@ async def export(request: Req, ctx: Ctx) -> Response[bytes] | Stream:
 
 
 async def _parts(ctx: Context, request: Req, asked: Given, form: str) -> AsyncIterator[bytes]:
+    # Read first: what is sealed meanwhile only makes the trail longer.
+    seen = await witness.current(ctx.settings.data_dir)
     extent = await entries.extent()
     known = Where("item.number <= {}", (extent.newest,))
     pages = every(EXPORTED, asked, visible(request.user, AuditEvent), known, sort="timestamp")
     if form != "ndjson" or asked.keys() - {"format"}:
         return FORMS[form][0](pages, show)
-    return verifiable(await chain.signing_key(ctx.cipher), extent)
+    key = await chain.signing_key(ctx.cipher)
+    return verifiable(key, extent, seen if seen and is_signed(key.public_key(), seen.link, seen.signature) else None)
 
 
 @get("/api/v1/audit/{id:str}", opt={"roles": READ, "answer": EVENTS})

@@ -60,17 +60,15 @@ async def verify(settings: Settings, cipher: Cipher) -> Verdict:
     key = (await chain.signing_key(cipher)).public_key()
     found = Verdict(key=key_text(key))
     # Read first: what is sealed meanwhile only makes the chain longer.
-    kept = witness.read(settings.data_dir)
-    # What was seen before a restore that is on record is no part of the trail any more.
-    current = kept is not None and kept.epoch >= await witness.epoch()
-    found.witness = kept.link if kept and current else None
+    seen = await witness.current(settings.data_dir)
+    found.witness = seen.link if seen else None
     found.restores = [_lost(row) for row in await db.fetch(RESTORES)]
     found.archives = await archived(key, found.found)
     await _walk(found, key)
     found.unsealed = (await db.fetch(UNSEALED))[0]["rows"]
-    if kept is None and (settings.data_dir / HEAD_FILE).exists():
+    if witness.read(settings.data_dir) is None and (settings.data_dir / HEAD_FILE).exists():
         found.found.add(f"{HEAD_FILE} cannot be read")
-    if kept and current and not is_signed(key, kept.link, kept.signature):
+    if seen and not is_signed(key, seen.link, seen.signature):
         found.found.add(f"{HEAD_FILE} holds a signature that is not ours")
     if found.witness and found.witness.sequence > found.head.sequence:
         gone = f"rows {found.head.sequence + 1} to {found.witness.sequence}"

@@ -51,6 +51,12 @@ def read(directory: Path) -> Witness | None:
         return None
 
 
+async def current(directory: Path) -> Witness | None:
+    """Return what the file says of the trail that goes on; None if what it saw was before a restore on record."""
+    seen = read(directory)
+    return seen if seen and seen.epoch >= await epoch() else None
+
+
 def write(directory: Path, seen: Witness) -> None:
     """Replace the file; if it cannot be written, that is logged and no more."""
     path = directory / HEAD_FILE

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypedDict, cast
 
 from certctl_core.job import JobType
-from certctl_core.policy import Breach
+from certctl_core.policy import Act, Breach
 
 from certctl_server import db
 from certctl_server.audit.record import Actor, Event, record
@@ -18,7 +18,7 @@ from certctl_server.certificates.act import RENEWABLE, kind_of_order, unrenewabl
 from certctl_server.certificates.orders import Order, place
 from certctl_server.certificates.revoke import REVOCABLE, Revocation, revoke_held, unrevocable
 from certctl_server.certificates.status import hold
-from certctl_server.policies.judge import Breaches, refusal, review
+from certctl_server.policies.judge import Breaches, foreseen, refusal, review
 
 KIND = "Certificate"
 UNDER_WAY = Objection("A renewal is under way", settled=True)
@@ -32,7 +32,9 @@ REASSIGN = db.Sql(
 )
 Judge: TypeAlias = Callable[[db.Row], Objection | None]
 Do: TypeAlias = Callable[[list[db.Row]], Awaitable[Mapping[str, Objection]]]
-"""Does what is wanted with certificates that nothing speaks against; returns those for which it came to nothing."""
+"""Does, or for a dry run foresees, what is wanted with certificates that nothing in their rows speaks against.
+
+Returns those for which it comes to nothing."""
 
 
 class Unacted(TypedDict):
@@ -102,11 +104,18 @@ async def renew_all(asked: Asked) -> Renewals:
         made, forbidden = await _order(rows, asked.actor)
         told: list[Enqueued] = [{"certificate_id": id, "job_id": job_id} for id, ids in made.items() for job_id in ids]
         jobs.extend(told[: TOLD - len(jobs)])
-        why = {id: Objection(refusal(broken), settled=False) for id, broken in forbidden.items()}
+        why = _against_policy(forbidden)
         return {row["id"]: why.get(row["id"], IMPOSSIBLE) for row in rows if row["id"] not in made}
 
-    tally = await _in_sets(asked, RENEWABLE, judge, do)
+    async def foresee(rows: list[db.Row]) -> Mapping[str, Objection]:
+        return _against_policy(await foreseen(Act.ORDER, [row["id"] for row in rows]))
+
+    tally = await _in_sets(asked, RENEWABLE, judge, foresee if asked.dry_run else do)
     return cast(Renewals, {**await _told(asked, tally, "enqueued", "renewed"), "enqueued_jobs": jobs})
+
+
+def _against_policy(forbidden: Breaches) -> dict[str, Objection]:
+    return {id: Objection(refusal(broken), settled=False) for id, broken in forbidden.items()}
 
 
 async def _order(rows: Sequence[db.Row], actor: Actor) -> tuple[Mapping[str, list[str]], Breaches]:
@@ -132,7 +141,8 @@ async def revoke_all(asked: Asked, revocation: Revocation) -> Revocations:
         await revoke_held(rows, revocation)
         return {}
 
-    tally = await _in_sets(asked, REVOCABLE, lambda row: unrevocable(row, revocation.reason), do)
+    judge = lambda row: unrevocable(row, revocation.reason)  # noqa: E731
+    tally = await _in_sets(asked, REVOCABLE, judge, _foresee_nothing if asked.dry_run else do)
     return cast(Revocations, await _told(asked, tally, "revoked", "revoked", reason=revocation.reason))
 
 
@@ -155,28 +165,30 @@ async def reassign_all(asked: Asked, owner_id: str, team_id: str) -> Reassignmen
         await review(ids, asked.actor)
         return {}
 
-    tally = await _in_sets(asked, OWNED, judge, do)
+    tally = await _in_sets(asked, OWNED, judge, _foresee_nothing if asked.dry_run else do)
     return cast(Reassignments, await _told(asked, tally, "reassigned", "reassigned", **wanted))
 
 
+async def _foresee_nothing(rows: list[db.Row]) -> Mapping[str, Objection]:  # noqa: ARG001  # as every Do
+    return {}
+
+
 async def _in_sets(asked: Asked, facts: db.Sql, judge: Judge, do: Do) -> Tally:
+    async def looked_at(ids: list[str]) -> Mapping[str, Objection]:
+        rows = await db.fetch(facts, json.dumps(ids))
+        objections = {row["id"]: found for row in rows if (found := judge(row))}
+        able = [row for row in rows if row["id"] not in objections]
+        return {**objections, **await do(able)} if able else objections
+
     async def act(ids: list[str]) -> Mapping[str, Objection]:
         if asked.dry_run:
-            return _judged(await db.fetch(facts, json.dumps(ids)), judge)
+            return await looked_at(ids)
         async with db.transaction():
             # Judged once nobody else can change them.
             await hold(ids)
-            rows = await db.fetch(facts, json.dumps(ids))
-            objections = _judged(rows, judge)
-            if able := [row for row in rows if row["id"] not in objections]:
-                objections |= await do(able)
-        return objections
+            return await looked_at(ids)
 
     return await carry_out(asked.selection, KIND, act)
-
-
-def _judged(rows: Sequence[db.Row], judge: Judge) -> dict[str, Objection]:
-    return {row["id"]: found for row in rows if (found := judge(row))}
 
 
 async def _told(asked: Asked, tally: Tally, verb: str, action: str, **details: str) -> Answer:
