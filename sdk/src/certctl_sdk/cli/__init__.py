@@ -13,6 +13,7 @@ from certctl_sdk.cli.session import Session
 COMMANDS = {
     "agent-groups": ("certctl_sdk.cli.agent_groups", "agent_groups", "Machines taken together."),
     "agents": ("certctl_sdk.cli.agents", "agents", "Machines that serve certificates, and tokens to enrol more."),
+    "apply": ("certctl_sdk.cli.declared", "apply", "Change the server so that it is as files want it."),
     "audit": ("certctl_sdk.cli.audit", "audit", "Who did what, and when."),
     "certs": ("certctl_sdk.cli.certs", "certs", "Certificates: order, renew, deploy, revoke."),
     "connectors": ("certctl_sdk.cli.connectors", "connectors", "Installed connectors, and those that failed to load."),
@@ -27,6 +28,7 @@ COMMANDS = {
         "Networks in which certificates are looked for.",
     ),
     "owners": ("certctl_sdk.cli.resources", "owners", "Who is told about a certificate."),
+    "plan": ("certctl_sdk.cli.declared", "plan", "What would have to change for that."),
     "policies": ("certctl_sdk.cli.policies", "policies", "Rules that certificates have to keep to."),
     "profiles": ("certctl_sdk.cli.resources", "profiles", "What certificates may be."),
     "renewal-policies": ("certctl_sdk.cli.resources", "renewal_policies", "When certificates are renewed."),
