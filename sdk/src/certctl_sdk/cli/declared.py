@@ -34,6 +34,7 @@ class Judged(click.Command):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as exc:
+            exc.ctx = exc.ctx or parent  # one that shows how it is called
             exc.show()
             sys.exit(FAULT)
 

@@ -135,8 +135,6 @@ def _object(kind: Kind, key: str, value: Value, reading: Reading) -> Iterator[De
     if not found.label:
         reading.fault(value.line, f"{kind.path}: each needs an id or a name")
         return
-    if kind.needs_name and "name" not in body:
-        body["name"] = Value(found.id, value.line)
     yield found
 
 

@@ -89,7 +89,8 @@ def read(declared: Declared, known: Known, before: Json | None) -> tuple[dict[st
     kind, wrong = declared.kind, list[Wrong]()
     schema = dict(known.shapes.body("post", f"/api/v1/{kind.path}"))
     schema["required"] = [] if before else [*schema.get("required", ()), *kind.required]
-    value = Value(dict(declared.body), declared.line)
+    called = {"name": Value(declared.id, declared.line)} if kind.needs_name and before is None else {}
+    value = Value({**called, **declared.body}, declared.line)
     wanted = known.shapes.read_map(value, schema, "", wrong)
     bad = {each.path.partition("[")[0].partition(".")[0] for each in wrong}
     for name, normal in kind.normal.items():
