@@ -18,6 +18,7 @@ COMMANDS = {
     "certs": ("certctl_sdk.cli.certs", "certs", "Certificates: order, renew, deploy, revoke."),
     "connectors": ("certctl_sdk.cli.connectors", "connectors", "Installed connectors, and those that failed to load."),
     "discovered": ("certctl_sdk.cli.discovered", "discovered", "Certificates that agents found."),
+    "explain": ("certctl_sdk.cli.explain", "explain", "Why a certificate is as it is, and what comes next."),
     "import": ("certctl_sdk.cli.certs", "import_", "Record certificates that were made elsewhere."),
     "issuers": ("certctl_sdk.cli.resources", "issuers", "CAs that sign."),
     "jobs": ("certctl_sdk.cli.jobs", "jobs", "What is being done, and what failed."),
