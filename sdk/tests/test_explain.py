@@ -131,14 +131,16 @@ def test_what_hinders_is_named():
             {**PLACE, "deployment_state": "failed", "rollout": {"status": "halted", "held": True, "reason": "no"}}
         ],
     )
-    assert [
-        "Target tgt does not have it: the deployment failed; its wave of the rollout (halted) is not there yet;"
-        " the rollout was halted: no.",
+    assert list(found.why[1:]) == [
+        (
+            "Target tgt does not have it: the deployment failed; its wave of the rollout (halted) is not there yet;"
+            " the rollout was halted: no."
+        ),
         "Its CA iss is failing.",
         "It breaks the policy pr (Error, which forbids to issue and to renew): iss is not listed",
         "It breaks the policy pr-2 (Critical): late",
         "What went wrong last: the profile forbids RSA",
-    ] == list(found.why[1:])
+    ]
 
 
 def test_an_order_that_failed_for_good_is_followed_by_a_fresh_one():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -126,34 +125,3 @@ certs.add_command(
         "List the targets of a certificate, what is there, and how far its rollout is.",
     )
 )
-
-
-@click.command("import")
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@with_session
-def import_(session: Session, files: tuple[Path, ...]) -> None:
-    """Record certificates that were made elsewhere.
-
-    Of each PEM file the first certificate.
-    """
-    from certctl_core.x509 import read_certificate  # noqa: PLC0415  # brings cryptography
-
-    found = []
-    for file in files:
-        try:
-            found.append((file, read_certificate(file.read_bytes())))
-        except (OSError, ValueError) as exc:
-            raise click.UsageError(f"{file} holds no certificate: {exc}") from exc
-    with session.client() as client:
-        for file, facts in found:
-            body: NewCertificate = {
-                "common_name": facts.common_name,
-                "sans": [str(name) for name in facts.sans],
-                "issuer_id": LOCAL_CA,
-                "environment": "imported",
-                "status": "Active",
-                "serial_number": facts.serial_number,
-                "expires_at": facts.not_after.isoformat(),
-            }
-            made = client.send(certificates.create(body))
-            session.say(made, f"{file}: {made['id']}")

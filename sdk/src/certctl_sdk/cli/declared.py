@@ -60,9 +60,9 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_options
 @with_session
 def plan(session: Session, files: tuple[str, ...], *, secrets: bool) -> None:
-    """Show what would have to change for the server to be as FILE wants it.
+    """Show what would have to change for that.
 
-    Ends with 0 if nothing would, with 2 if something would, and with 1 if something is wrong.
+    It compares the server with what FILE wants of it, and changes nothing. Ends with 0 if nothing would, with 2 if something would, and with 1 if something is wrong.
     """
     found, _ = _planned(session, files, secrets=secrets)
     _show_plan(session, found)
@@ -74,9 +74,9 @@ def plan(session: Session, files: tuple[str, ...], *, secrets: bool) -> None:
 @_options
 @with_session
 def apply(session: Session, files: tuple[str, ...], *, secrets: bool) -> None:
-    """Change the server so that it is as FILE wants it; what no FILE speaks of stays.
+    """Change the server to be as files want it.
 
-    It does what certctl plan shows. Cut off and called again, it does the rest. Ends with 0 if all is as
+    It does what certctl plan shows; what no FILE speaks of stays. Cut off and called again, it does the rest. Ends with 0 if all is as
     the files want it, else with 1.
     """
     found, known = _planned(session, files, secrets=secrets)

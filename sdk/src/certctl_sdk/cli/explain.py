@@ -11,7 +11,7 @@ from certctl_sdk.cli.session import Session, with_session
 @click.argument("id")
 @with_session
 def explain(session: Session, id: str) -> None:
-    """Say why a certificate is in its state, and what happens next and when."""
+    """Say why a certificate is as it is, and what comes next."""
     from certctl_sdk.cli.output import inert, write_json  # noqa: PLC0415
     from certctl_sdk.explained.sentences import ago  # noqa: PLC0415  # knows all rules: not for those who want help
     from certctl_sdk.explained.sentences import explain as explained  # noqa: PLC0415
