@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from certctl_sdk import cli
@@ -52,7 +52,7 @@ def imported(server, tmp_path):
         assert done.exit_code == code, done.output
         found = json.loads(done.stdout)
         assert sum(found["counts"].values()) == len(found["certificates"])
-        return {(os.path.basename(each["file"]), each["certificate"]): each for each in found["certificates"]}
+        return {(Path(each["file"]).name, each["certificate"]): each for each in found["certificates"]}
 
     return call
 

@@ -62,7 +62,8 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 def plan(session: Session, files: tuple[str, ...], *, secrets: bool) -> None:
     """Show what would have to change for that.
 
-    It compares the server with what FILE wants of it, and changes nothing. Ends with 0 if nothing would, with 2 if something would, and with 1 if something is wrong.
+    It compares the server with what FILE wants of it, and changes nothing. Ends with 0 if nothing would change,
+    with 2 if something would, and with 1 if something is wrong.
     """
     found, _ = _planned(session, files, secrets=secrets)
     _show_plan(session, found)
@@ -76,8 +77,8 @@ def plan(session: Session, files: tuple[str, ...], *, secrets: bool) -> None:
 def apply(session: Session, files: tuple[str, ...], *, secrets: bool) -> None:
     """Change the server to be as files want it.
 
-    It does what certctl plan shows; what no FILE speaks of stays. Cut off and called again, it does the rest. Ends with 0 if all is as
-    the files want it, else with 1.
+    It does what certctl plan shows; what no FILE speaks of stays. Cut off and called again, it does the rest.
+    Ends with 0 if all is as the files want it, else with 1.
     """
     found, known = _planned(session, files, secrets=secrets)
     outcome = _applied(session, found, known)
