@@ -8,7 +8,7 @@ import click
 
 from certctl_sdk.api import certificates
 from certctl_sdk.cli import certs_bulk
-from certctl_sdk.cli.build import get_command, list_command, part_command
+from certctl_sdk.cli.build import delete_command, get_command, list_command, part_command
 from certctl_sdk.cli.session import Session, with_session
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ def _tag(text: str) -> tuple[str, str]:
     if not equals:
         raise click.UsageError(f"--tag takes key=value, not {text!r}")
     return key, value
+
+
+certs.add_command(delete_command(PATH, "Archive a certificate: nothing is done for it any more, and it stays listed."))
 
 
 @certs.command()

@@ -60,7 +60,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_options
 @with_session
 def plan(session: Session, files: tuple[str, ...], *, secrets: bool) -> None:
-    """Show what would have to change for that.
+    """Show what certctl apply would change.
 
     It compares the server with what FILE wants of it, and changes nothing. Ends with 0 if nothing would change,
     with 2 if something would, and with 1 if something is wrong.
