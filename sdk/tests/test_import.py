@@ -82,7 +82,8 @@ def test_one_certificate_is_recorded_as_the_original_does(imported, server, tmp_
 
 def test_a_directory_full_of_things_has_a_line_for_each(imported, server, tmp_path):
     key = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    one, two, root = made("one.example"), made("", "two.example", serial=2), made("Root", ca=True, serial=3)
+    one, root = made("one.example"), made("Root", ca=True, serial=3)
+    two = made("", "two.example", serial=2, ca=True)  # as openssl req -x509 makes it for a server
     (below := tmp_path / "in" / "deep").mkdir(parents=True)
     (tmp_path / "in" / "a-chain.pem").write_bytes(
         key + pem(one, root) + b"-----BEGIN CERTIFICATE-----\nbroken\n-----END CERTIFICATE-----\n"

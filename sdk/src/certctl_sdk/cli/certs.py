@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
@@ -12,7 +12,7 @@ from certctl_sdk.cli.build import delete_command, get_command, list_command, par
 from certctl_sdk.cli.session import Session, with_session
 
 if TYPE_CHECKING:
-    from certctl_sdk.api.bodies import NewCertificate, RevokeBody
+    from certctl_sdk.api.bodies import NewCertificate, RenewBody, RevokeBody
     from certctl_sdk.api.replies import DeploymentTriggered, RenewalTriggered
 
 PATH = "certificates"
@@ -83,11 +83,15 @@ certs.add_command(delete_command(PATH, "Archive a certificate: nothing is done f
 @certs.command()
 @click.argument("id")
 @click.option("--force", is_flag=True, help="Also if it is revoked; with a new key.")
+@click.option("--csr", type=click.File(), help="A CSR in PEM, for a key of your own; - for the input.")
 @with_session
-def renew(session: Session, id: str, *, force: bool) -> None:
-    """Renew now."""
+def renew(session: Session, id: str, *, force: bool, csr: TextIO | None) -> None:
+    """Renew now, or bring the CSR for an order that waits for one."""
+    body: RenewBody = {"force": force}
+    if csr:
+        body["csr_pem"] = csr.read()
     with session.client() as client:
-        found = client.send(certificates.renew(id, {"force": force}))
+        found = client.send(certificates.renew(id, body))
         session.say(found, f"renewal of {id} begun: {_jobs(found)}")
 
 

@@ -34,9 +34,11 @@ def import_(session: Session, paths: tuple[Path, ...], *, expired: bool, dry_run
     """Record certificates that were made elsewhere.
 
     FILE is PEM with any number of certificates, DER, or a directory of such files, those below it included. CA
-    certificates, expired ones and keys are left out. Each certificate has its line in the report, and what is at
-    the server already is known: a call that was cut off is made again. Ends with 0 if every certificate is
-    imported, known or left out as said, and with 1 if one is not, or if a FILE that is named holds none.
+    certificates without names, expired ones and keys are left out. Each certificate has its line in the report,
+    and what the server has already is known, so a call that was cut off is made again.
+
+    Ends with 0 if every certificate is imported, known or left out as said, and with 1 if one is not, or if a
+    FILE that is named holds none.
     """
     from certctl_sdk.imported.files import look  # noqa: PLC0415  # brings cryptography
 

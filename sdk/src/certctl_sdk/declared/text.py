@@ -22,7 +22,10 @@ _SCALARS = {
     "null": (re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
     "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),
     "int": (re.compile(r"[-+]?(0|[1-9][0-9]{0,17})"), list("-+0123456789")),
-    "float": (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,3})?"), list("-+.0123456789")),
+    "float": (
+        re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+([eE][-+]?[0-9]{1,2})?|[eE][-+]?[0-9]{1,2})"),
+        list("-+0123456789"),
+    ),
 }
 _READ: Mapping[str, Callable[[str], Any]] = {
     "null": lambda _: None,

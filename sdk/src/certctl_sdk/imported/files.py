@@ -27,7 +27,7 @@ class Outcome(StrEnum):
     EXPIRED = "expired"
     """Left out: there is nothing to renew it for."""
     CA = "CA certificate"
-    """Left out: it is no server's."""
+    """Left out: it is no server's. One with names is, as what ``openssl req -x509`` makes for a server."""
     NONE = "not a certificate"
     BROKEN = "unreadable"
     REFUSED = "refused"
@@ -85,7 +85,7 @@ def look(paths: Iterable[Path], now: datetime, *, expired: bool) -> Iterator[Ent
                 first = seen.setdefault(entry.facts.fingerprint_sha256, entry.file)
                 if first != entry.file:
                     entry.outcome, entry.detail = Outcome.KNOWN, f"the same as in {first}"
-                elif entry.facts.is_ca:
+                elif entry.facts.is_ca and not entry.facts.sans:
                     entry.outcome = Outcome.CA
                 elif entry.facts.not_after < now and not expired:
                     entry.outcome, entry.detail = Outcome.EXPIRED, f"since {entry.facts.not_after:%Y-%m-%d}"
