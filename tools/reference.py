@@ -25,6 +25,7 @@ from client_types import Schema, described
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 HEAD = "# {}\n\nWritten by `tools/reference.py`: change what it is made from.\n"
+METHODS = ("get", "post", "put", "delete")
 PLACE = "#/components/schemas/"
 
 
@@ -32,7 +33,7 @@ def routes(found: Schema) -> str:
     """Return the page of the routes of an OpenAPI document."""
     by_tag: dict[str, list[str]] = {}
     for path, methods in found["paths"].items():
-        for method, each in methods.items():
+        for method, each in sorted(methods.items(), key=lambda item: METHODS.index(item[0])):
             row = [f"`{method.upper()} {path}`", each["summary"], _who(each), _takes(each, found), _answers(each)]
             by_tag.setdefault(each["tags"][0], []).append(_row(row))
     parts = [
