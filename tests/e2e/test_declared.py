@@ -288,7 +288,9 @@ def test_where_the_server_has_many_more_they_are_asked_for_one_by_one(certctl, s
     assert [(each["id"], each["action"]) for each in found["changes"]] == [("mc-t0001", "change"), ("mc-new", "create")]
 
 
-@pytest.mark.parametrize("arguments", [["plan"], ["plan", "--nope"], ["apply", "-f"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["plan"], ["plan", "--nope"], ["apply", "-f"], ["--format", "xml", "plan", "-f", "x"]], ids=" ".join
+)
 def test_a_wrong_call_is_a_fault_and_never_looks_like_a_plan(certctl, arguments):
     assert "Usage: certctl" in certctl(*arguments, code=1).stderr
 

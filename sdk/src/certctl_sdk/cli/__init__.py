@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 
 from certctl_sdk.cli.brought import GROUP, OpenGroup
-from certctl_sdk.cli.session import Session
+from certctl_sdk.cli.session import Session, wrongly_called
 
 #: Name: module, attribute and what help says, so that help imports none of them.
 COMMANDS = {
@@ -47,10 +48,26 @@ COMMANDS = {
 }
 
 
+JUDGING = frozenset({"apply", "plan"})
+"""Commands that end with 2 for another reason than that they were called wrongly."""
+
+
 class LazyGroup(OpenGroup):
     """Knows its commands by name, and imports the one that is called."""
 
     brought_by = GROUP
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """As click does; what is wrong before a command that judges ends as it does behind it."""
+        called = set(args)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as exc:
+            if called & JUDGING:
+                wrongly_called(exc)
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return ours and those that other distributions bring."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certctl_sdk.cli.session import Session, with_session
+from certctl_sdk.cli.session import Session, with_session, wrongly_called
 
 if TYPE_CHECKING:
     from certctl_sdk.client import Access
@@ -34,9 +34,7 @@ class Judged(click.Command):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as exc:
-            exc.ctx = exc.ctx or parent  # one that shows how it is called
-            exc.show()
-            sys.exit(FAULT)
+            wrongly_called(exc, parent)
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:

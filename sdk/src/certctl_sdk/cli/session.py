@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -64,7 +64,9 @@ class Session:
         from rich.console import Console  # noqa: PLC0415  # a third of the time a command takes
         from rich.progress import Progress  # noqa: PLC0415
 
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        # On the way to a file, what is said must not be drawn into by the bar, nor end up beside it.
+        console, together = Console(stderr=True), sys.stdout.isatty()
+        with Progress(console=console, transient=True, redirect_stdout=together) as bar:
             task = bar.add_task(words, total=total)
             yield lambda: bar.advance(task)
 
@@ -105,6 +107,13 @@ class Session:
             output.write_json(found)
         else:
             click.echo(output.inert(sentence))
+
+
+def wrongly_called(exc: click.UsageError, context: click.Context | None = None) -> NoReturn:
+    """Say what is wrong with a call as click does, but end with 1: where 2 says something else."""
+    exc.ctx = exc.ctx or context  # one that shows how it is called
+    exc.show()
+    sys.exit(1)
 
 
 def with_session(command: F) -> F:
