@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -51,6 +52,7 @@ issuer_id: iss-local
 renewal_policy_id: rp-night
 tags: {service: shop}
 """.replace("enabled: no", "enabled: false")
+CERTCTL = str(Path(sys.executable).with_name("certctl"))
 HOOK = "https://hooks.example.com/T0P-SECRET"
 
 
@@ -260,7 +262,7 @@ def test_a_thousand_certificates_survive_a_kill_amid_and_nothing_is_done_twice(c
     lines = [f"  mc-t{n:04}: {{common_name: t{n}.many.example, {ours}}}" for n in range(1000)]
     wanted = file("\n".join(["certificates:", *lines]))
     environ = {**os.environ, "CERTCTL_SERVER_URL": server.url, "CERTCTL_API_KEY": server.key}
-    command = [str(Path(sys.executable).with_name("certctl")), "apply", "-f", str(wanted)]
+    command = [CERTCTL, "apply", "-f", str(wanted)]
     first = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
     count = lambda: server.get("certificates", environment="production", q="many.example", per_page=1)["total"]  # noqa: E731
     waiting(lambda: count() > 100, "a hundred certificates")
@@ -286,6 +288,17 @@ def test_where_the_server_has_many_more_they_are_asked_for_one_by_one(certctl, s
     wanted = file(f"certificates:\n  mc-t0001: {{environment: staging}}\n  mc-new: {{sans: [n.example], {ours}}}\n")
     found = planned(certctl, "-f", wanted)
     assert [(each["id"], each["action"]) for each in found["changes"]] == [("mc-t0001", "change"), ("mc-new", "create")]
+
+
+def test_a_bar_for_who_watches_keeps_out_of_what_is_written(server, file):
+    ours, theirs = pty.openpty()
+    environ = {**os.environ, "CERTCTL_SERVER_URL": server.url, "CERTCTL_API_KEY": server.key, "TERM": "xterm"}
+    command = [CERTCTL, "apply", "-f", str(file("teams: {t-bar: {name: Bar}}"))]
+    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, stderr=theirs, check=True, timeout=60)
+    os.close(theirs)
+    assert done.stdout.decode().splitlines() == ["+ teams t-bar", "1 created, 0 changed, 0 as they were"]
+    assert b"applying" in os.read(ours, 65536)
+    os.close(ours)
 
 
 @pytest.mark.parametrize(
