@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
-from zoneinfo import ZoneInfo
+from datetime import datetime, timedelta
 
 from certctl_core.renewal import alert_at, expiring_at, renew_due_at, spread_of
-from certctl_core.windows import DAYS, Window, start_at
+from certctl_core.windows import start_at, windows_of
 
 from certctl_sdk.api import Json
 from certctl_sdk.explained.story import Story, is_open, is_order, moment
@@ -162,7 +161,9 @@ def _renewal(story: Story) -> Iterator[Step]:
     due = _due(story)
     if due is None:
         return
-    start = start_at(_windows(policy), max(due, story.now), expires_at=moment(row["expires_at"]))
+    start = start_at(
+        windows_of(policy.get("maintenance_windows", ())), max(due, story.now), expires_at=moment(row["expires_at"])
+    )
     words = f"It is to be renewed, as policy {policy['id']} has it"
     if start.overrides:
         words += "; it expires so soon that maintenance windows do not count"
@@ -220,18 +221,6 @@ def _clock(story: Story) -> Iterator[Step]:
         yield Step(at, "It is shown as Expiring, unless it is renewed by then.")
     if end > story.now:
         yield Step(end, "It expires, unless it is renewed by then.")
-
-
-def _windows(policy: Json) -> tuple[Window, ...]:
-    return tuple(
-        Window(
-            frozenset(DAYS.index(day) for day in each["days"]),
-            time.fromisoformat(each["start"]),
-            time.fromisoformat(each["end"]),
-            ZoneInfo(each["timezone"]),
-        )
-        for each in policy.get("maintenance_windows", ())
-    )
 
 
 def _named(job: Json) -> str:
