@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -66,6 +67,15 @@ def test_the_main_flow_names_modules_that_link_back_to_it():
     assert len(named) >= 10
     assert [path for path in named if not (ROOT / path).exists()] == []
     assert [path for path in named if "docs/main-flow.md" not in (ROOT / path).read_text()] == []
+
+
+def test_the_reference_is_what_the_code_says(root):
+    """Routes, commands and options of connectors; ``tools/reference.py`` writes the pages."""
+    spec = importlib.util.spec_from_file_location("reference", root / "tools" / "reference.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    here = {path.stem: path.read_text() for path in (root / "docs" / "reference").glob("*.md")}
+    assert here == tool.written(), "run tools/reference.py"
 
 
 def test_ci_ends_with_the_test_command_of_the_readme():

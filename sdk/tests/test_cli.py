@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
@@ -19,11 +18,6 @@ import pytest
 from certctl_sdk import cli, profile_file
 from certctl_sdk.cli import brought, output
 from click.testing import CliRunner
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 KEY = "cck_12345678_secret"
 CERT = {"id": "mc-1", "common_name": "web.example.com", "status": "Active", "expires_at": "2030-01-01T00:00:00Z"}
@@ -116,6 +110,21 @@ ACTIONS = {
     ("network-scans", "scan", "nst-1"): ("network-scan-targets/nst-1/scan", {}),
     ("jobs", "cancel", "job-1"): ("jobs/job-1/cancel", {}),
     ("jobs", "retry", "job-1"): ("jobs/job-1/retry", {}),
+    ("jobs", "approve", "job-1"): ("jobs/job-1/approve", {}),
+    ("jobs", "reject", "job-1", "--reason", "too early"): ("jobs/job-1/reject", {"reason": "too early"}),
+    ("issuers", "test", "iss-1"): ("issuers/iss-1/test", {}),
+    ("targets", "test", "t"): ("targets/t/test", {}),
+    ("notifiers", "test", "nt-1"): ("notifiers/nt-1/test", {}),
+    ("notifiers", "create", "nt-1", "--type", "Webhook", "--event", "Revocation", "--set", "url=https://h.example"): (
+        "notifiers",
+        {
+            "id": "nt-1",
+            "name": "nt-1",
+            "type": "Webhook",
+            "events": ["Revocation"],
+            "config": {"url": "https://h.example"},
+        },
+    ),
     ("agents", "tokens", "create", "--max-uses", "3"): ("agents/tokens", {"max_uses": 3}),
     ("keys", "create", "ci", "--role", "viewer"): ("auth/keys", {"name": "ci", "role": "viewer"}),
     ("teams", "create", "t-web", "--email", "w@x.example"): (
@@ -358,6 +367,29 @@ def test_a_rule_is_changed_deleted_and_its_violations_are_listed(certctl, server
     assert certctl("policies", "delete", "pr-1").stdout == "pr-1 is deleted\n"
 
 
+KINDS = (
+    "agent-groups",
+    "issuers",
+    "notifiers",
+    "owners",
+    "policies",
+    "profiles",
+    "renewal-policies",
+    "targets",
+    "teams",
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_changed_and_deleted_alike(certctl, server, kind):
+    server.answers["PUT", f"/api/v1/{kind}/x"] = (200, {"id": "x"})
+    server.answers["DELETE", f"/api/v1/{kind}/x"] = (204, b"")
+    assert certctl(kind, "update", "x", "--name", "new").exit_code == 0
+    assert sent(server) == ("PUT", f"/api/v1/{kind}/x", {}, {"name": "new"})
+    assert certctl(kind, "update", "x").exit_code == 2
+    assert certctl(kind, "delete", "x").stdout == "x is deleted\n"
+
+
 def test_deployments_are_listed_with_their_rollout(certctl, server):
     row = {"id": "tgt", "deployment_state": "pending", "rollout": {"status": "Halted", "held": True, "reason": "why"}}
     server.answers["GET", "/api/v1/certificates/mc-1/deployments"] = listing(row)
@@ -421,41 +453,7 @@ def test_figures_by_day_are_a_table(certctl, server, command, path, row):
 def test_an_object_where_a_list_belongs_is_told(certctl, server):
     server.answers["GET", "/api/v1/stats/job-trends"] = (200, {"no": "list"})
     done = certctl("stats", "jobs")
-    assert (done.exit_code, "without a list" in done.output) == (1, True)
-
-
-def test_certificates_from_elsewhere_are_recorded(certctl, server, tmp_path):
-    key, name = (
-        ec.generate_private_key(ec.SECP256R1()),
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "old.example")]),
-    )
-    began = datetime(2026, 1, 1, tzinfo=UTC)
-    cert = (
-        x509.CertificateBuilder(name, name, key.public_key(), 0xABC, began, began + timedelta(days=30))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("old.example")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    (tmp_path / "old.pem").write_bytes(cert.public_bytes(Encoding.PEM))
-    server.answers["POST", "/api/v1/certificates"] = (201, {"id": "mc-9"})
-    done = certctl("import", str(tmp_path / "old.pem"))
-    assert "mc-9" in done.stdout
-    assert sent(server)[3] == {
-        "common_name": "old.example",
-        "sans": ["old.example"],
-        "issuer_id": "iss-local",
-        "environment": "imported",
-        "status": "Active",
-        "serial_number": "0abc",
-        "expires_at": "2026-01-31T00:00:00+00:00",
-    }
-
-
-def test_a_file_without_a_certificate_stops_the_import_before_anything_is_sent(certctl, server, tmp_path):
-    (tmp_path / "no.pem").write_text("nothing")
-    done = certctl("import", str(tmp_path / "no.pem"))
-    assert done.exit_code == 2
-    assert "holds no certificate" in done.output
-    assert server.asked == []
+    assert (done.exit_code, "other JSON than was asked for" in done.output) == (1, True)
 
 
 HOSTILE = "evil\x1b]0;owned\x07\x9b31m\u202e.example\r\nnext"
@@ -594,3 +592,22 @@ def test_help_is_there_at_once():
         return time.perf_counter() - began
 
     assert min(seconds() for _ in range(5)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("shell", "words"), [("bash", "complete -o"), ("zsh", "compdef"), ("fish", "complete --no-files")]
+)
+@pytest.mark.parametrize("name", ["certctl", "certctl-cli"])
+def test_shells_complete_the_command_by_the_name_that_it_was_called(shell, words, name):
+    program = str(Path(PROGRAM).with_name(name))
+    script = subprocess.run([program, "completion", shell], capture_output=True, text=True, check=True).stdout
+    variable = f"_{name}_COMPLETE".replace("-", "_").upper()
+    assert words in script
+    assert variable in script
+    ask = {"COMP_WORDS": f"{name} jobs app", "COMP_CWORD": "2", variable: "bash_complete"}
+    found = subprocess.run([program], env={**os.environ, **ask}, capture_output=True, text=True, check=True).stdout
+    assert found == "plain,approve\n"
+
+
+def test_a_shell_that_nobody_knows_is_told(certctl):
+    assert certctl("completion", "csh").exit_code == 2

@@ -8,9 +8,11 @@ All moments that go in and come out are aware UTC.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from typing import Any
+from zoneinfo import ZoneInfo
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 """The days of the week as the API spells them, in the order of ``date.weekday``."""
@@ -44,6 +46,24 @@ class Start:
     """It may start until here. What has not is to be asked about again then."""
     overrides: bool = False
     """It is free only because an expiry is near; people are to be told."""
+
+
+def windows_of(found: Iterable[Mapping[str, Any]]) -> tuple[Window, ...]:
+    """Return windows that the API has as ``days``, ``start``, ``end`` and ``timezone``.
+
+    Raises:
+        ValueError: a day or a time is none.
+        KeyError: a time zone is not known on this machine, or something is missing.
+    """
+    return tuple(
+        Window(
+            frozenset(DAYS.index(day) for day in each["days"]),
+            time.fromisoformat(each["start"]),
+            time.fromisoformat(each["end"]),
+            ZoneInfo(each["timezone"]),
+        )
+        for each in found
+    )
 
 
 def start_at(windows: Collection[Window], now: datetime, *, expires_at: datetime | None) -> Start:

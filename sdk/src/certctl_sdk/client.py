@@ -36,12 +36,14 @@ class Unreachable(ClientError):
 class ApiError(ClientError):
     """The server refused."""
 
-    def __init__(self, status: int, body: str) -> None:
+    def __init__(self, status: int, body: str, retry_after: float = 0.0) -> None:
         super().__init__(f"API error (HTTP {status}): {body}")
         self.status = status
         """The HTTP status, 400 or more."""
         self.body = body
         """The answer as it came: JSON in the envelope of the API, but for what sits in between."""
+        self.retry_after = retry_after
+        """After how many seconds to come back; 0 if it did not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,8 @@ def _away(url: str, exc: httpx.HTTPError) -> Unreachable:
 
 def _answer(url: str, call: Call[A], response: httpx.Response) -> A:
     if response.status_code >= 300:  # noqa: PLR2004  # RFC 9110 section 15: neither is what was asked for
-        raise ApiError(response.status_code, response.text.strip())
+        wait = response.headers.get("Retry-After", "")
+        raise ApiError(response.status_code, response.text.strip(), float(wait) if wait.isdecimal() else 0.0)
     if not response.content:
         return cast(A, None)
     try:

@@ -80,6 +80,17 @@ def action(path: str, verb: str, words: str, sentence: str) -> click.Command:
     return click.Command(verb, callback=run, params=[click.Argument(["id"])], help=words)
 
 
+def show_action(path: str, verb: str, words: str) -> click.Command:
+    """Return a command that posts to ``path``/ID/``verb`` and shows what came of it."""
+
+    @with_session
+    def run(session: Session, id: str) -> None:
+        with session.client() as client:
+            session.show(client.post(*path.split("/"), id, verb))
+
+    return click.Command(verb, callback=run, params=[click.Argument(["id"])], help=words)
+
+
 def delete_command(path: str, words: str) -> click.Command:
     """Return a command that removes one object of ``path``."""
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
 from certctl_sdk.api import certificates
 from certctl_sdk.cli import certs_bulk
-from certctl_sdk.cli.build import get_command, list_command, part_command
+from certctl_sdk.cli.build import delete_command, get_command, list_command, part_command
 from certctl_sdk.cli.session import Session, with_session
 
 if TYPE_CHECKING:
-    from certctl_sdk.api.bodies import NewCertificate, RevokeBody
+    from certctl_sdk.api.bodies import NewCertificate, RenewBody, RevokeBody
     from certctl_sdk.api.replies import DeploymentTriggered, RenewalTriggered
 
 PATH = "certificates"
@@ -78,14 +77,21 @@ def _tag(text: str) -> tuple[str, str]:
     return key, value
 
 
+certs.add_command(delete_command(PATH, "Archive a certificate: nothing is done for it any more, and it stays listed."))
+
+
 @certs.command()
 @click.argument("id")
 @click.option("--force", is_flag=True, help="Also if it is revoked; with a new key.")
+@click.option("--csr", type=click.File(), help="A CSR in PEM, for a key of your own; - for the input.")
 @with_session
-def renew(session: Session, id: str, *, force: bool) -> None:
-    """Renew now."""
+def renew(session: Session, id: str, *, force: bool, csr: TextIO | None) -> None:
+    """Renew now, or bring the CSR for an order that waits for one."""
+    body: RenewBody = {"force": force}
+    if csr:
+        body["csr_pem"] = csr.read()
     with session.client() as client:
-        found = client.send(certificates.renew(id, {"force": force}))
+        found = client.send(certificates.renew(id, body))
         session.say(found, f"renewal of {id} begun: {_jobs(found)}")
 
 
@@ -126,34 +132,3 @@ certs.add_command(
         "List the targets of a certificate, what is there, and how far its rollout is.",
     )
 )
-
-
-@click.command("import")
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@with_session
-def import_(session: Session, files: tuple[Path, ...]) -> None:
-    """Record certificates that were made elsewhere.
-
-    Of each PEM file the first certificate.
-    """
-    from certctl_core.x509 import read_certificate  # noqa: PLC0415  # brings cryptography
-
-    found = []
-    for file in files:
-        try:
-            found.append((file, read_certificate(file.read_bytes())))
-        except (OSError, ValueError) as exc:
-            raise click.UsageError(f"{file} holds no certificate: {exc}") from exc
-    with session.client() as client:
-        for file, facts in found:
-            body: NewCertificate = {
-                "common_name": facts.common_name,
-                "sans": [str(name) for name in facts.sans],
-                "issuer_id": LOCAL_CA,
-                "environment": "imported",
-                "status": "Active",
-                "serial_number": facts.serial_number,
-                "expires_at": facts.not_after.isoformat(),
-            }
-            made = client.send(certificates.create(body))
-            session.say(made, f"{file}: {made['id']}")

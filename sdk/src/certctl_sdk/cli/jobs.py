@@ -27,6 +27,21 @@ jobs.add_command(get_command("jobs", "Show one job."))
 jobs.add_command(action("jobs", "cancel", "Cancel a job that has not ended.", "{id} is cancelled"))
 
 
+def _decision(verb: str, words: str, sentence: str) -> click.Command:
+    @with_session
+    def run(session: Session, id: str, reason: str | None) -> None:
+        with session.client() as client:
+            body = {"reason": reason} if reason else {}
+            session.say(client.post("jobs", id, verb, body=body), sentence.format(id=id))
+
+    reason = click.Option(["--reason"], help="Why, for the audit trail.")
+    return click.Command(verb, callback=run, params=[click.Argument(["id"]), reason], help=words)
+
+
+jobs.add_command(_decision("approve", "Let a job go on that waits for approval.", "{id} goes on"))
+jobs.add_command(_decision("reject", "Refuse a job that waits for approval.", "{id} is refused"))
+
+
 @jobs.command()
 @click.argument("ids", nargs=-1)
 @click.option("--status", help="All with this status: Failed, Cancelled.")

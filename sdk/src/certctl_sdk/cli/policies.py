@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from certctl_sdk.cli.build import delete_command, part_command
-from certctl_sdk.cli.resources import Resource, group, update_command
+from certctl_sdk.cli.build import part_command
+from certctl_sdk.cli.resources import Resource, group
 
 RULES = Resource(
     path="policies",
@@ -18,8 +18,6 @@ RULES = Resource(
 VIOLATION_COLUMNS = ("id", "certificate_id", "severity", "message", "created_at", "resolved_at")
 
 policies = group(RULES)
-policies.add_command(update_command(RULES))
-policies.add_command(delete_command(RULES.path, "Delete a rule, and what is known of its breaches."))
 policies.add_command(
     part_command(RULES.path, "violations", VIOLATION_COLUMNS, "List the certificates that break a rule, or did.")
 )

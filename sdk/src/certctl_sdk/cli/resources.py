@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certctl_sdk import api
-from certctl_sdk.cli.build import assigned, configured, get_command, list_command
+from certctl_sdk.cli.build import assigned, configured, delete_command, get_command, list_command, show_action
 from certctl_sdk.cli.session import Session, with_session
 
 if TYPE_CHECKING:
@@ -28,9 +28,12 @@ class Resource:
     options: Mapping[str, str] = field(default_factory=dict)
     """Options of ``create`` with the key of the body that each sets."""
     required: Sequence[str] = ()
+    lists: Mapping[str, str] = field(default_factory=dict)
+    """As ``options``, of those that may be given several times."""
     has_config: bool = False
     """``--set`` and ``--config`` fill the key ``config``, not the body itself."""
     has_agent: bool = False
+    has_test: bool = False
 
 
 FURTHER: tuple[click.Parameter, ...] = (
@@ -47,15 +50,20 @@ def group(resource: Resource) -> click.Group:
     found.add_command(list_command(resource.path, resource.columns, resource.filters, f"List {resource.words.lower()}"))
     found.add_command(get_command(resource.path, f"Show one {resource.one}."))
     found.add_command(_create(resource))
+    found.add_command(_update(resource))
+    found.add_command(delete_command(resource.path, f"Delete a {resource.one} that nothing refers to."))
+    if resource.has_test:
+        words = f"Try whether a {resource.one} works, as far as that changes nothing."
+        found.add_command(show_action(resource.path, "test", words))
     return found
 
 
 def _create(resource: Resource) -> click.Command:
     @with_session
-    def run(session: Session, id: str, pairs: Sequence[str], config: str, **given: str | None) -> None:
+    def run(session: Session, id: str, pairs: Sequence[str], config: str, **given: Any) -> None:
         more = {**configured(config), **assigned(pairs)}
         body: dict[str, Any] = {"id": id, "name": given.pop("name", None) or id}
-        body |= {resource.options[name]: value for name, value in given.items() if value is not None}
+        body |= _named(resource, given)
         body |= {"config": more} if resource.has_config else more
         with session.client() as client:
             if resource.has_agent and "agent_id" not in body:
@@ -69,19 +77,17 @@ def _create(resource: Resource) -> click.Command:
             click.Option([f"--{name}"], required=name in resource.required, help=f"Sets {key}.")
             for name, key in resource.options.items()
         ),
+        *_listed(resource),
         *FURTHER,
     ]
     return click.Command("create", callback=run, params=params, help=f"Create a {resource.one} called ID.")
 
 
-def update_command(resource: Resource) -> click.Command:
-    """Return a command that changes what is given of one object, and nothing else."""
-
+def _update(resource: Resource) -> click.Command:
     @with_session
     def run(session: Session, id: str, pairs: Sequence[str], config: str, **given: Any) -> None:
         more = {**configured(config), **assigned(pairs)}
-        names = resource.options
-        body: dict[str, Any] = {names.get(name, name): value for name, value in given.items() if value is not None}
+        body = _named(resource, given)
         if more:
             body |= {"config": more} if resource.has_config else more
         if not body:
@@ -94,9 +100,29 @@ def update_command(resource: Resource) -> click.Command:
         click.Option(["--name"], help="A name for people."),
         click.Option(["--enabled"], type=click.BOOL, help="Whether it is in force."),
         *(click.Option([f"--{name}"], help=f"Sets {key}.") for name, key in resource.options.items()),
+        *_listed(resource),
         *FURTHER,
     ]
-    return click.Command("update", callback=run, params=params, help=f"Change a {resource.one}.")
+    return click.Command(
+        "update", callback=run, params=params, help=f"Change a {resource.one}: what is given, and nothing else."
+    )
+
+
+def _listed(resource: Resource) -> list[click.Parameter]:
+    return [
+        click.Option([f"--{name}"], multiple=True, help=f"Adds to {key}; several times if need be.")
+        for name, key in resource.lists.items()
+    ]
+
+
+def _named(resource: Resource, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What options say, by the keys of the body; those that are not given say nothing."""
+    names = {**resource.options, **resource.lists}
+    return {
+        names.get(name, name): list(value) if isinstance(value, tuple) else value
+        for name, value in given.items()
+        if value not in (None, ())
+    }
 
 
 def only_agent(client: Client) -> str:
@@ -122,6 +148,7 @@ issuers = group(
         options={"type": "type"},
         required=("type",),
         has_config=True,
+        has_test=True,
     )
 )
 targets = group(
@@ -135,6 +162,21 @@ targets = group(
         required=("type",),
         has_config=True,
         has_agent=True,
+        has_test=True,
+    )
+)
+notifiers = group(
+    Resource(
+        path="notifiers",
+        words="Channels to people.",
+        one="channel",
+        columns=("id", "name", "type", "status", "enabled", "events"),
+        filters=CONFIGURED,
+        options={"type": "type"},
+        required=("type",),
+        lists={"event": "events"},
+        has_config=True,
+        has_test=True,
     )
 )
 teams = group(

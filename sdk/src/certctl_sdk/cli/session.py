@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from certctl_sdk.api import Page
-    from certctl_sdk.client import Client
+    from certctl_sdk.client import Access, Client
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,11 +30,8 @@ class Session:
     """``table`` or ``json``."""
 
     @contextlib.contextmanager
-    def client(self, *, timeout: float | None = None) -> Iterator[Client]:
-        """The server; what goes wrong with it ends the program with one line and status 1.
-
-        ``timeout`` is how many seconds one call may take, if that is not the usual number.
-        """
+    def access(self) -> Iterator[Access]:
+        """Where the server is; what goes wrong with it ends the program with one line and status 1."""
         from certctl_sdk import client  # noqa: PLC0415  # brings httpx: not for those who only want help
         from certctl_sdk.cli.output import inert  # noqa: PLC0415
 
@@ -42,11 +39,36 @@ class Session:
             access = client.access(os.environ, server=self.server, api_key=self.api_key, ca_file=self.ca_file)
             if access.in_the_clear:
                 click.echo(f"warning: your key crosses the network unencrypted: {access.url} is plain HTTP", err=True)
-            with client.Client(access, timeout=timeout or client.TIMEOUT_SECONDS) as found:
-                yield found
+            yield access
         except client.ClientError as exc:
             click.echo(f"error: {inert(str(exc))}", err=True)
             sys.exit(1)
+
+    @contextlib.contextmanager
+    def client(self, *, timeout: float | None = None) -> Iterator[Client]:
+        """The server, as ``access`` has it.
+
+        ``timeout`` is how many seconds one call may take, if that is not the usual number.
+        """
+        from certctl_sdk import client  # noqa: PLC0415
+
+        with self.access() as access, client.Client(access, timeout=timeout or client.TIMEOUT_SECONDS) as found:
+            yield found
+
+    @contextlib.contextmanager
+    def progress(self, words: str, total: int) -> Iterator[Callable[[], None]]:
+        """A bar for people who watch; yields what to call after each of so many steps."""
+        if self.form == "json" or not sys.stderr.isatty():
+            yield lambda: None
+            return
+        from rich.console import Console  # noqa: PLC0415  # a third of the time a command takes
+        from rich.progress import Progress  # noqa: PLC0415
+
+        # On the way to a file, what is said must not be drawn into by the bar, nor end up beside it.
+        console, together = Console(stderr=True), sys.stdout.isatty()
+        with Progress(console=console, transient=True, redirect_stdout=together) as bar:
+            task = bar.add_task(words, total=total)
+            yield lambda: bar.advance(task)
 
     def show_page(self, page: Page[Any], columns: Sequence[str]) -> None:
         """Show rows of a list."""
@@ -85,6 +107,13 @@ class Session:
             output.write_json(found)
         else:
             click.echo(output.inert(sentence))
+
+
+def wrongly_called(exc: click.UsageError, context: click.Context | None = None) -> NoReturn:
+    """Say what is wrong with a call as click does, but end with 1: where 2 says something else."""
+    exc.ctx = exc.ctx or context  # one that shows how it is called
+    exc.show()
+    sys.exit(1)
 
 
 def with_session(command: F) -> F:

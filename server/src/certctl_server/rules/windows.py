@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from datetime import time
 from functools import lru_cache
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import available_timezones
 
-from certctl_core.windows import DAYS, Window
+from certctl_core.windows import Window, windows_of
 
 LOCAL = frozenset({"localtime", "Factory"})
 """What a machine calls its own zone: names nothing to another one."""
@@ -16,15 +15,7 @@ LOCAL = frozenset({"localtime", "Factory"})
 @lru_cache(maxsize=1024)
 def of_text(text: str) -> tuple[Window, ...]:
     """Return the windows that ``renewal_policy.maintenance_windows`` holds."""
-    return tuple(
-        Window(
-            frozenset(DAYS.index(day) for day in each["days"]),
-            time.fromisoformat(each["start"]),
-            time.fromisoformat(each["end"]),
-            ZoneInfo(each["timezone"]),
-        )
-        for each in json.loads(text)
-    )
+    return windows_of(json.loads(text))
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,1 @@
+"""Certificates that were made elsewhere: found in files and directories, and recorded at a server."""
