@@ -84,8 +84,9 @@ def insert_rows(table: str, columns: Mapping[str, str], tail: str = "") -> Sql:
 
 def _recordset(typed: str) -> str:
     # The limit is no limit. The planner takes a JSON array for a hundred rows, for which it walks tables of thousands;
-    # under a limit that it cannot know it reckons with ten, and seeks.
-    found = f"SELECT * FROM json_to_recordset($1::text::json) AS each ({typed}) LIMIT json_array_length($1::text::json)"
+    # under a limit that it cannot know it reckons with ten, and seeks. Without SELECT it would know, and plan anew.
+    limit = "(SELECT json_array_length($1::text::json))"
+    found = f"SELECT * FROM json_to_recordset($1::text::json) AS each ({typed}) LIMIT {limit}"
     return f"({found}) AS row"
 
 
