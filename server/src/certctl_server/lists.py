@@ -182,13 +182,14 @@ async def _select(asked: Asked, rows: _Rows, order: str, limit: int, offset: int
     table = f"{spec.table._meta.tablename} AS item"
     # As text on SQLite: equal moments may be written differently there, and a walk compares what is written.
     key = f"{asked.key.sql}{{T}}" if asked.key.kind == "time" else asked.key.sql
-    # Only ids are sorted; whole rows are read for one page alone. With filters PostgreSQL plans each time, by their
-    # values: it will not keep a plan for any number of rows. Without, it plans once.
-    filtered = asked.filters or rows.narrowed
-    page = ["SELECT item.id FROM", table, "WHERE", rows.condition, "ORDER BY", order]
-    page += ["LIMIT", bound.add(limit) if filtered else str(limit), "OFFSET", bound.add(offset) if offset else "0"]
-    text = ["SELECT", spec.select, ",", key, "AS list_key FROM (", *page, ") AS picked JOIN", table]
-    text += ["ON item.id = picked.id", spec.joins, "ORDER BY", order]
+    # With filters PostgreSQL plans each time, by their values: it will not keep a plan for any number of rows. Without,
+    # it plans once.
+    most = bound.add(limit) if asked.filters or rows.narrowed else str(limit)
+    page = f"FROM {table} WHERE {rows.condition} ORDER BY {order} LIMIT {most}"
+    picked = f"(SELECT item.* {page}) AS item"
+    if offset:  # what is passed over is ids, not whole rows
+        picked = f"(SELECT item.id {page} OFFSET {bound.add(offset)}) AS picked JOIN {table} ON item.id = picked.id"
+    text = ["SELECT", spec.select, ",", key, "AS list_key FROM", picked, spec.joins, "ORDER BY", order]
     return await db.fetch(_sql(" ".join(text)), *bound.args)
 
 

@@ -109,7 +109,7 @@ async def place(ids: Sequence[str], asked: Order, actor: Actor) -> Placed:
         made = await create([_offered(job, asked) for job, _ in jobs], actor)
         await announce_new(made, {job.id: expiring for job, expiring in jobs if expiring})
         await _send_on(made, asked, actor)
-        await settle({str(job.certificate_id) for job in made}, actor=actor)
+        await settle({str(job.certificate_id) for job in made}, actor=actor, held=True)
     return Placed(made, forbidden)
 
 
