@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("first", "engine", "totals", "audit")
+NAMES = ("first", "engine", "totals", "audit", "api")
 
 
 def main(arguments: list[str]) -> int:

@@ -197,6 +197,19 @@ def due(first: int, last: int) -> list[Sql]:
     ]
 
 
+def varied(first: int, last: int) -> Sql:
+    """Return what lets the certificates of these numbers end all over the next 400 days, some of them in other states.
+
+    Of twenty one is expiring and one revoked.
+    """
+    return Sql(
+        f"WITH RECURSIVE n (i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n WHERE i < {last})"
+        " UPDATE certificate SET expires_at = {after:(1 + n.i % 400) * 86400},"
+        " status = CASE n.i % 20 WHEN 0 THEN 'Expiring' WHEN 10 THEN 'Revoked' ELSE 'Active' END"
+        " FROM n WHERE certificate.id = 'mc-plenty-' || n.i"
+    )
+
+
 def waiting(lane: str, count: int) -> list[Sql]:
     """Return what lets so many jobs of the lane be due for a worker."""
     job = {

@@ -114,7 +114,7 @@ class Scaled:
         """Start the server and lend its process id once it answers."""
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        log, more = self._root / "server.log", {**self.environment, "CERTCTL_SERVER_PORT": str(port)}
+        log, more = self._root / f"server-{port}.log", {**self.environment, "CERTCTL_SERVER_PORT": str(port)}
         with running(str(BIN / "certctl-server"), data_dir=self._root / "scaled", log=log, more=more) as process:
             wait_for(lambda: answers(port), process, log)
             yield process.pid

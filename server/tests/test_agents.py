@@ -1,3 +1,4 @@
+import asyncio
 from datetime import timedelta
 
 import pytest
@@ -218,6 +219,20 @@ async def test_an_enrolment_token_registers_as_often_as_it_may_and_nothing_else(
     assert [(row["uses"], "token" in row) for row in listed] == [(2, False)]
     assert (await client.delete(f"/api/v1/agents/tokens/{token['id']}")).status_code == 204
     assert (await client.delete(f"/api/v1/agents/tokens/{token['id']}")).status_code == 404
+
+
+async def test_heartbeats_at_the_same_moment_are_noted_each_for_its_agent(fleet):
+    machines = [await fleet.machine(f"ag-{number}") for number in range(4)]
+
+    def beat(machine, version):
+        return machine.http.post(f"{machine.path}/heartbeat", json={"version": version, "os": machine.path[-1]})
+
+    started = db.now()
+    answers = await asyncio.gather(*(beat(machine, "2.0.0") for machine in [*machines, machines[0]]))
+    assert [answer.status_code for answer in answers] == [200] * 5
+    rows = await db.fetch(db.Sql("SELECT * FROM agent WHERE id LIKE 'ag-%' ORDER BY id"))
+    assert [(row["version"], row["os"], row["os_key"]) for row in rows] == [("2.0.0", f"{n}", f"{n}") for n in range(4)]
+    assert all(row["last_heartbeat_at"] >= started for row in rows)
 
 
 async def test_empty_words_in_a_heartbeat_keep_what_is_known(fleet):

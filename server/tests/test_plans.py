@@ -326,9 +326,11 @@ async def lite_walks(text, args, tables):
     named, partial = aliases(text, tables), await partial_indexes()
     plan = await session.engine().run(f"EXPLAIN QUERY PLAN {text}", args)
     sorted_in = {row["parent"] for row in plan if "TEMP B-TREE FOR ORDER BY" in row["detail"]}
+    # What a subquery in FROM makes is walked through beside it, whatever table it shares its name with.
+    made = {(row["parent"], row["detail"].split()[1]) for row in plan if row["detail"].startswith("CO-ROUTINE ")}
     for row in plan:
         step = re.match(rf"(?:SCAN|{COARSE}) (\w+)(?: USING (?:COVERING )?INDEX (\w+))?", row["detail"])
-        if not step or step[1] not in named or step[2] in partial:
+        if not step or step[1] not in named or step[2] in partial or (row["parent"], step[1]) in made:
             continue
         if not (step[2] and "LIMIT" in text and row["parent"] not in sorted_in):
             yield f"{named[step[1]]}: {row['detail']}"

@@ -51,6 +51,32 @@ async def test_an_answer_that_is_an_error_is_raised_where_it_was_asked_for(datab
     assert isinstance(found[1], LookupError)
 
 
+async def test_a_statement_that_many_ask_at_the_same_time_runs_once_and_none_sees_less_than_was_there(
+    database, monkeypatch
+):
+    ran = []
+    run = session.engine().run
+
+    async def slow(text, args):
+        ran.append(args)
+        found = await run(text, args)
+        await asyncio.sleep(0.01)
+        return found
+
+    monkeypatch.setattr(session.engine(), "run", slow)
+    count = db.once(db.Sql("SELECT count(*) AS n, CAST($1 AS TEXT) AS word FROM setting"))
+    asked = [asyncio.create_task(count((word,))) for word in ("a", "b", "a")]
+    while not ran:
+        await asyncio.sleep(0)
+    await db.fetch(db.Sql("INSERT INTO setting (name, value) VALUES ('one', 'more')"))
+    [late] = await count(("a",))
+    [[first], [other], [again]] = await asyncio.gather(*asked)
+    assert first == again
+    assert (first["word"], other["word"], late["word"]) == ("a", "b", "a")
+    assert late["n"] == first["n"] + 1
+    assert sorted(args for args in ran if args) == [("a",), ("a",), ("b",)]
+
+
 async def test_the_fault_of_one_is_not_the_others(database):
     asked = Asked(2)
     found = await asyncio.gather(*map(db.Together(asked, apart=True), (1, 2, 3)), return_exceptions=True)

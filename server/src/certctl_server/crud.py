@@ -5,7 +5,7 @@ A resource with rules of its own (certificates, jobs) writes its routes out inst
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from http import HTTPStatus
 from typing import Any
 
@@ -165,13 +165,22 @@ async def one(table: type[Table], id: str, principal: Principal, kind: str, *, l
     return await _found(_by_id("SELECT item.*", table, id, principal), kind, lock=lock)
 
 
+async def read_one(select: str, table: type[Table], id: str, principal: Principal, kind: str) -> Row:
+    """Return what ``select`` reads of the row that ``one`` returns; errors as there."""
+    return await _found(_by_id(f"SELECT {select}", table, id, principal), kind, lock=False)
+
+
 async def _found(by_id: tuple[str, Bound], kind: str, *, lock: bool) -> Row:
     text, bound = by_id
-    locked = f"{text} FOR NO KEY UPDATE OF item" if lock else text
-    rows = await db.fetch(db.Sql(postgres=locked, sqlite=text), *bound.args)
+    rows = await db.fetch(_sql(text, lock=lock), *bound.args)
     if not rows:
         raise not_found(kind)
     return rows[0]
+
+
+@cache  # there are as many texts as resources, times their readers
+def _sql(text: str, *, lock: bool = False) -> db.Sql:
+    return db.Sql(postgres=f"{text} FOR NO KEY UPDATE OF item" if lock else text, sqlite=text)
 
 
 async def missing_references(table: type[Table], values: Mapping[str, Any], principal: Principal) -> dict[str, str]:
@@ -188,7 +197,7 @@ async def missing_references(table: type[Table], values: Mapping[str, Any], prin
 async def exists(table: type[Table], id: str, principal: Principal) -> bool:
     """Whether there is a row with this id that ``principal`` may refer to."""
     text, bound = _by_id("SELECT 1 AS there", table, id, principal)
-    return bool(await db.fetch(db.Sql(text), *bound.args))
+    return bool(await db.fetch(_sql(text), *bound.args))
 
 
 def _by_id(select: str, table: type[Table], id: str, principal: Principal) -> tuple[str, Bound]:

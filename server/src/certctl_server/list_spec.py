@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Self, TypeAlias
 
+import msgspec
 from piccolo.columns import BigInt, BigSerial, Boolean, Integer, Timestamptz
 from piccolo.columns.base import Column
 from piccolo.table import Table
@@ -16,7 +17,7 @@ from certctl_server.filters import Filter, after, before
 from certctl_server.resource import Resource
 
 Row: TypeAlias = dict[str, Any]
-Show: TypeAlias = Callable[[Row], Row]
+Show: TypeAlias = Callable[[Row], Row | msgspec.Raw]
 Kind: TypeAlias = Literal["text", "number", "flag", "time"]
 Given: TypeAlias = Mapping[str, str]
 SORT_ALIASES = {
@@ -86,7 +87,7 @@ class ListSpec:
     table: type[Table]
     """Whose rows are listed; with it ``visible`` decides who sees which."""
     show: Show
-    """Makes the JSON object of a row."""
+    """Makes the JSON object of a row, or takes the one that ``select`` wrote."""
     fields: frozenset[str]
     """The keys that ``show`` may write: what ``fields=`` may name."""
     keys: Mapping[str, Key]

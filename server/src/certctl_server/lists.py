@@ -182,11 +182,14 @@ async def _select(asked: Asked, rows: _Rows, order: str, limit: int, offset: int
     table = f"{spec.table._meta.tablename} AS item"
     # As text on SQLite: equal moments may be written differently there, and a walk compares what is written.
     key = f"{asked.key.sql}{{T}}" if asked.key.kind == "time" else asked.key.sql
-    # Only ids are sorted; whole rows are read for one page alone.
-    page = ["SELECT item.id FROM", table, "WHERE", rows.condition, "ORDER BY", order]
-    page += ["LIMIT", bound.add(limit), "OFFSET", bound.add(offset)]
-    text = ["SELECT", spec.select, ",", key, "AS list_key FROM (", *page, ") AS picked JOIN", table]
-    text += ["ON item.id = picked.id", spec.joins, "ORDER BY", order]
+    # With filters PostgreSQL plans each time, by their values: it will not keep a plan for any number of rows. Without,
+    # it plans once.
+    most = bound.add(limit) if asked.filters or rows.narrowed else str(limit)
+    page = f"FROM {table} WHERE {rows.condition} ORDER BY {order} LIMIT {most}"
+    picked = f"(SELECT item.* {page}) AS item"
+    if offset:  # what is passed over is ids, not whole rows
+        picked = f"(SELECT item.id {page} OFFSET {bound.add(offset)}) AS picked JOIN {table} ON item.id = picked.id"
+    text = ["SELECT", spec.select, ",", key, "AS list_key FROM", picked, spec.joins, "ORDER BY", order]
     return await db.fetch(_sql(" ".join(text)), *bound.args)
 
 
@@ -211,8 +214,9 @@ def _sql(text: str) -> db.Sql:
     )
 
 
-def _shown(asked: Asked, rows: list[Row]) -> list[Row]:
+def _shown(asked: Asked, rows: list[Row]) -> list[Row | msgspec.Raw]:
     objects = [asked.spec.show(row) for row in rows]
     if not asked.fields:
         return objects
-    return [{key: value for key, value in each.items() if key in asked.fields} for each in objects]
+    read: list[Row] = [msgspec.json.decode(each) if isinstance(each, msgspec.Raw) else each for each in objects]
+    return [{key: value for key, value in each.items() if key in asked.fields} for each in read]

@@ -24,11 +24,13 @@ MOST = 20_000
 """Changes that are folded in one transaction: none that takes long, however many have gathered while nobody led."""
 ROW = {"dimension": "text", "value": "text", "detail": "text", "n": "bigint"}
 KEY = "dimension, value, detail"
-BY_STATUS = db.Sql(
-    """
-    SELECT dimension, value, detail, CAST(sum(n) AS BIGINT) AS n FROM tally_now
-    WHERE dimension IN ('certificate.status', 'job', 'agent') GROUP BY dimension, value, detail
-    """
+_by_status = db.once(
+    db.Sql(
+        """
+        SELECT dimension, value, detail, CAST(sum(n) AS BIGINT) AS n FROM tally_now
+        WHERE dimension IN ('certificate.status', 'job', 'agent') GROUP BY dimension, value, detail
+        """
+    )
 )
 WAITS = db.Sql(
     postgres="SELECT EXISTS (SELECT 1 FROM tally_delta) OR EXISTS (SELECT 1 FROM tally WHERE n = 0) AS waits",
@@ -81,7 +83,7 @@ class Statuses:
 async def statuses() -> Statuses:
     """Return how many certificates, agents and jobs there are now, by status."""
     certificates, agents, jobs = ({str(state): 0 for state in each} for each in (Status, AgentStatus, JobState))
-    for row in await db.fetch(BY_STATUS):
+    for row in await _by_status(()):
         match row["dimension"]:
             case "job" if row["value"] not in INTERNAL:
                 jobs[row["detail"]] += row["n"]

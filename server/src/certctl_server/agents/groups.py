@@ -53,11 +53,9 @@ async def written(_: Context, id: str) -> None:
     await db.fetch(KEYS, id, *(keys[name] for name in COLUMNS))
 
 
-async def note_keys(agent: Mapping[str, Any], said: Mapping[str, Any]) -> None:
-    """Keep what an agent says of itself as keys, if that is not what its row has; ``said`` is newer than ``agent``."""
-    keys = agent_keys({**agent, **said})
-    if any(agent.get(name) != value for name, value in keys.items()):
-        await db.fetch(OF_AGENT, agent["id"], *keys.values())
+async def note_keys(agent_id: str, said: Mapping[str, Any]) -> None:
+    """Keep what an agent says of itself as keys."""
+    await db.fetch(OF_AGENT, agent_id, *agent_keys(said).values())
 
 
 async def say(group_id: str, agent_id: str, membership_type: str) -> None:

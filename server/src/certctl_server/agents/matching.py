@@ -32,6 +32,9 @@ MEMBER = """(m.membership_type = 'include' OR (m.membership_type IS NULL AND g.e
         AND a.version_key NOT IN ({ids:g.version_not})))))"""
 
 
+KEYS = ("os_key", "architecture_key", "ip_key", "version_key")
+
+
 def agent_keys(agent: Mapping[str, Any]) -> dict[str, str | None]:
     """Return the keys of an agent; None where what it says cannot be read, so that no such criterion fits."""
     return {

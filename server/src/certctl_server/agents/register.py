@@ -61,7 +61,7 @@ async def register(
             raise conflict(f"An agent with the id {id} exists")
         async with audited(actor, "agent_registered", "agent", id, {"again": True}):
             await db.fetch(REFRESH, id, values["hostname"], *said)
-            await note_keys({"id": id}, dict(zip(FIELDS, said, strict=True)))
+            await note_keys(id, dict(zip(FIELDS, said, strict=True)))
         return id, None
     for word, text in (("id", id), ("name", values["name"])):
         if _is_reserved(text, people):
@@ -73,7 +73,7 @@ async def register(
             raise conflict("The enrolment token was used meanwhile")
         if not await db.fetch(INSERT, id, values["name"], values["hostname"], *said):
             raise conflict(f"An agent with the id {id} or the name {values['name']} exists")
-        await note_keys({"id": id}, dict(zip(FIELDS, said, strict=True)))
+        await note_keys(id, dict(zip(FIELDS, said, strict=True)))
         _, key = await create_key(values["name"], Role.AGENT, agent_id=id)
     return id, key
 

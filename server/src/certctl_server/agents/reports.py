@@ -13,8 +13,8 @@ from certctl_core.job import Cause, JobState, JobType, retry_wait
 
 from certctl_server import db
 from certctl_server.agents.budget import may_start, vacated
-from certctl_server.agents.groups import note_keys
 from certctl_server.agents.health import AgentStatus, status_of
+from certctl_server.agents.matching import KEYS, agent_keys
 from certctl_server.agents.proof import landed, will_look
 from certctl_server.audit.record import Actor, Event, record
 from certctl_server.certificates.rollout_state import poke
@@ -27,11 +27,16 @@ from certctl_server.jobs.tables import Job
 from certctl_server.notices.tell import Notice, tell
 
 HOUR = timedelta(hours=1)
-BEAT = db.Sql(
-    """
-    UPDATE agent SET last_heartbeat_at = $2, version = $3, hostname = $4, os = $5, architecture = $6, ip_address = $7,
-        capabilities = $8, clock_offset_ms = $9, boot_id = $10, status = $11 WHERE id = $1
-    """
+#: What an agent may say of itself.
+SAID = ("version", "hostname", "os", "architecture", "ip_address")
+BEAT = db.update_rows(
+    "agent",
+    "id",
+    {
+        "last_heartbeat_at": "timestamptz",
+        **dict.fromkeys((*SAID, "capabilities", "boot_id", "status", *KEYS), "text"),
+        "clock_offset_ms": "bigint",
+    },
 )
 ANEW = db.Sql(
     """
@@ -68,8 +73,6 @@ DEPLOYED = db.Sql(
     WHERE id = $1
     """
 )
-#: In order of BEAT's parameters: what an agent may say of itself.
-SAID = ("version", "hostname", "os", "architecture", "ip_address")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +97,35 @@ class Report:
 async def heartbeat(agent: db.Row, beat: Beat) -> datetime:
     """Note that an agent lives; a new ``boot_id`` ends every lease of its former run at once."""
     now = db.now()
-    said = [beat.said.get(name) or agent[name] for name in SAID]
+    said = {name: beat.said.get(name) or agent[name] for name in SAID}
     known = json.dumps(beat.capabilities) if beat.capabilities is not None else agent["capabilities"]
     offset = round((beat.local_time - now).total_seconds() * 1000) if beat.local_time else agent["clock_offset_ms"]
     status = status_of(now, offset, [], now)
     # What its last jobs say is the health loop's to know: a heartbeat alone does not clear it.
     if agent["status"] == AgentStatus.DEGRADED:
         status = AgentStatus.DEGRADED
-    boot_id = beat.boot_id or agent["boot_id"]
+    row = {"id": agent["id"], "last_heartbeat_at": str(now), **said, **agent_keys(said), "capabilities": known}
+    row |= {"clock_offset_ms": offset, "boot_id": beat.boot_id or agent["boot_id"], "status": status}
+    if row["boot_id"] == agent["boot_id"] and known == agent["capabilities"]:
+        await _note(row)
+        return now
     async with db.transaction():
-        await db.fetch(BEAT, agent["id"], now, *said, known, offset, boot_id, status)
-        await note_keys(agent, dict(zip(SAID, said, strict=True)))
-        if beat.boot_id and agent["boot_id"] and beat.boot_id != agent["boot_id"]:
+        await _note(row)
+        if agent["boot_id"] and row["boot_id"] != agent["boot_id"]:
             await _restarted(agent["id"])
         elif known != agent["capabilities"]:
             await db.fetch(ANEW, agent["id"])  # it may be able to do what was kept back
     return now
+
+
+async def _note_all(rows: list[db.Row]) -> list[None]:
+    by_id = {row["id"]: row for row in rows}
+    # In the order in which every server would lock them.
+    await db.fetch(BEAT, json.dumps([by_id[id] for id in sorted(by_id)]))
+    return [None] * len(rows)
+
+
+_note = db.Together(_note_all, apart=True)
 
 
 async def _restarted(agent_id: str) -> None:

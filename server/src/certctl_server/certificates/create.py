@@ -131,7 +131,8 @@ async def create(wanted: Wanted, actor: Actor) -> tuple[str, str | None]:
         actor, "certificate_created", "certificate", id, {"common_name": cn, "issuer_id": wanted.issuer_id}
     ):
         await _insert(id, wanted, cn, sans)
-        await map_targets(id, wanted.target_ids, actor)
+        if wanted.target_ids:
+            await map_targets(id, wanted.target_ids, actor)
         made = await _order(id, actor) if wanted.status is Status.PENDING else []
         if wanted.status is not Status.PENDING:
             await review([id], actor)
@@ -170,15 +171,17 @@ async def _outside(profile_id: str | None, common_name: str, sans: tuple[San, ..
 
 
 async def _insert(id: str, wanted: Wanted, common_name: str, sans: tuple[San, ...]) -> None:
-    name = wanted.name or await _free_name(common_name or str(sans[0]))
     now = db.now()
-    made = await db.fetch(
-        INSERT,
-        *(id, name, common_name, json.dumps([str(san) for san in sans]), wanted.environment),
+    values = (
+        *(common_name, json.dumps([str(san) for san in sans]), wanted.environment),
         *(wanted.owner_id, wanted.team_id, wanted.issuer_id, wanted.renewal_policy_id, wanted.certificate_profile_id),
         *(json.dumps(dict(wanted.tags)), wanted.status, wanted.expires_at, wanted.not_before),
         *(wanted.serial_number, wanted.fingerprint, now, wanted.status is Status.ACTIVE),
     )
+    name = wanted.name or common_name or str(sans[0])
+    made = await db.fetch(INSERT, id, name, *values)
+    if not made and not wanted.name:
+        made = await db.fetch(INSERT, id, name := await _free_name(name), *values)
     if not made:
         raise conflict(f"A certificate with the id {id} or the name {name} exists")
 

@@ -109,7 +109,7 @@ async def place(ids: Sequence[str], asked: Order, actor: Actor) -> Placed:
         made = await create([_offered(job, asked) for job, _ in jobs], actor)
         await announce_new(made, {job.id: expiring for job, expiring in jobs if expiring})
         await _send_on(made, asked, actor)
-        await settle({str(job.certificate_id) for job in made}, actor=actor)
+        await settle({str(job.certificate_id) for job in made}, actor=actor, held=True)
     return Placed(made, forbidden)
 
 
@@ -192,20 +192,14 @@ async def _send_on(jobs: Sequence[NewJob], asked: Order, actor: Actor) -> None:
         if job.status is JobState.AWAITING_CSR
     ]
     await _taken_on(offered, actor)
-    await ask_for_csr(((job.id, job.agent_id) for job in jobs if _begins(job)), actor)
-
-
-def _begins(job: NewJob) -> bool:
-    """Whether it waits for nothing but a CSR."""
-    now = db.now()
-    return job.status is JobState.PENDING and (job.opens_at or now) <= now
 
 
 def _offered(job: NewJob, asked: Order) -> NewJob:
-    """The same job, on offer from the beginning if an agent is to answer it now: one write instead of two."""
-    if asked.csr_pem or not job.agent_id or not _begins(job):
+    """The same job, on offer from the beginning if it waits for nothing but a CSR: one write instead of two."""
+    now = db.now()
+    if asked.csr_pem or job.status is not JobState.PENDING or (job.opens_at or now) > now:
         return job
-    return replace(job, status=JobState.AWAITING_CSR, offered=True)
+    return replace(job, status=JobState.AWAITING_CSR, offered=True, last_error="" if job.agent_id else HOMELESS)
 
 
 async def ask_for_csr(jobs: Iterable[tuple[str, str | None]], actor: Actor) -> None:

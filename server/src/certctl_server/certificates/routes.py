@@ -19,11 +19,12 @@ from certctl_server.certificates.revoke import REASONS, Revocation, revoke
 from certctl_server.certificates.tables import Certificate, CertificateVersion
 from certctl_server.connectors.rows import listing
 from certctl_server.context import Ctx
-from certctl_server.crud import one
+from certctl_server.crud import one, read_one
 from certctl_server.filters import Filter, any_of, equal, word
 from certctl_server.http.answer import Answer
 from certctl_server.lists import Key, Row, list_response, listed, tallied
 from certctl_server.targets.service import TARGETS
+from certctl_server.written import read, written
 
 BASE = "/api/v1/certificates"
 ALIASES = {"profile_id": "certificate_profile_id"}
@@ -111,19 +112,16 @@ OPTIONAL = (
     "last_error",
 )  # fmt: skip
 NEVER = "0001-01-01T00:00:00Z"
-SELECT = """item.*, (SELECT {list:target_id} FROM (
-    SELECT target_id FROM certificate_target WHERE certificate_id = item.id ORDER BY position, target_id) places
-    ) AS target_ids"""
-ONE = db.Sql(f"SELECT {SELECT} FROM certificate item WHERE item.id = $1")  # noqa: S608  # nothing in it is anyone's
-
-
-def show(row: Row) -> Row:
-    """Return the JSON object of a certificate."""
-    found = {name: row[name] for name in PLAIN}
-    found |= {name: msgspec.Raw(row[name].encode()) for name in ("sans", "tags", "target_ids")}
-    found["expires_at"] = row["expires_at"] or NEVER
-    found["deployment_state"] = row["deployment_state"]
-    return found | {name: row[name] for name in OPTIONAL if row[name]}
+TARGET_IDS = """(SELECT {list:target_id} FROM (
+    SELECT target_id FROM certificate_target WHERE certificate_id = item.id ORDER BY position, target_id) places)"""
+FURTHER = {
+    "sans": "item.sans",
+    "tags": "item.tags",
+    "target_ids": TARGET_IDS,
+    "expires_at": f"coalesce({{moment:item.expires_at}}, '\"{NEVER}\"')",
+    "deployment_state": "{quote:item.deployment_state}",
+}
+SELECT = f"item.id, {written(Certificate, PLAIN, OPTIONAL, FURTHER)} AS object"
 
 
 def _of_agent(text: str, bound: Any) -> str:
@@ -162,8 +160,8 @@ TALLIES = [
 ]
 CERTIFICATES = listed(
     Certificate,
-    show,
-    (*PLAIN, *OPTIONAL, "sans", "tags", "target_ids", "expires_at", "deployment_state"),
+    read,
+    (*PLAIN, *OPTIONAL, *FURTHER),
     json=("sans", "tags", "target_ids"),
     keys={"name": Key("item.name", may_be_empty=False)},
     filters=FILTERS,
@@ -269,10 +267,8 @@ class Revoked(TypedDict):
     revocation_state: str
 
 
-async def _object(id: str, request: Req) -> Row:
-    await one(Certificate, id, request.user, "Certificate")
-    [row] = await db.fetch(ONE, id)
-    return show(row)
+async def _object(id: str, request: Req) -> msgspec.Raw:
+    return read(await read_one(SELECT, Certificate, id, request.user, "Certificate"))
 
 
 @get(BASE, opt={"roles": READ, "query": LISTED, "list": CERTIFICATES})
@@ -292,17 +288,18 @@ async def create_(request: Req) -> Answer[Row]:
     if body.status == "Pending":
         given |= {"expires_at": None, "serial_number": ""}
     id, job_id = await create(Wanted(**given), actor_of(request))
-    return Answer(await _object(id, request) | ({"job_id": job_id} if job_id else {}), status_code=201)
+    found: Row = msgspec.json.decode(await _object(id, request))
+    return Answer(found | ({"job_id": job_id} if job_id else {}), status_code=201)
 
 
 @get(BASE + "/{id:str}", opt={"roles": READ, "answer": CERTIFICATES})
-async def get_(id: FromPath[str], request: Req) -> Row:
+async def get_(id: FromPath[str], request: Req) -> msgspec.Raw:
     """Return a certificate."""
     return await _object(id, request)
 
 
 @put(BASE + "/{id:str}", opt={"roles": WRITE, "change": CertificateChange, "answer": CERTIFICATES})
-async def update(id: FromPath[str], request: Req) -> Row:
+async def update(id: FromPath[str], request: Req) -> msgspec.Raw:
     """Change what is wanted of a certificate."""
     await one(Certificate, id, request.user, "Certificate")
     await change(id, await changes(request, CertificateChange, aliases=ALIASES), actor_of(request))

@@ -126,8 +126,10 @@ async def hold_of(jobs: Combinable) -> None:
     await hold(row["certificate_id"] for row in rows if row["certificate_id"])
 
 
-async def settle(ids: Iterable[str], *, now: datetime | None = None, actor: Actor = SYSTEM) -> None:
+async def settle(ids: Iterable[str], *, now: datetime | None = None, actor: Actor = SYSTEM, held: bool = False) -> None:
     """Bring status, its next flip, the due moment and the deployment state of certificates up to their facts.
+
+    ``held`` says that the caller's transaction holds them.
 
     Raises:
         IllegalTransition: the facts ask for a move that no event may make; a bug, and nothing is written.
@@ -138,7 +140,8 @@ async def settle(ids: Iterable[str], *, now: datetime | None = None, actor: Acto
     wanted = json.dumps(ids)
     async with db.transaction():
         # Two orders of one certificate that end at once would else each see the other one open.
-        await hold(ids)
+        if not held:
+            await hold(ids)
         facts = await db.fetch(FACTS, wanted)
         around: dict[str, Around] = defaultdict(Around)
         for row in await db.fetch(LAST_ORDERS, wanted):

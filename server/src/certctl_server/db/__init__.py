@@ -19,4 +19,6 @@ from certctl_server.db.sql import Sql as Sql
 from certctl_server.db.sql import insert_rows as insert_rows
 from certctl_server.db.sql import update_rows as update_rows
 from certctl_server.db.sql import with_rows as with_rows
+from certctl_server.db.together import Once as Once
 from certctl_server.db.together import Together as Together
+from certctl_server.db.together import once as once

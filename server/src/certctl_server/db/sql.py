@@ -31,13 +31,20 @@ IDS = {
 ONE_OF = re.compile(r"(?<!NOT )IN \(\{ids:(\$\d+)\}\)")
 #: All values of a column as one JSON array: ``{list:name}``.
 LIST = {"postgres": "coalesce(json_agg({0}), '[]')::text", "sqlite": "json_group_array({0})"}
+#: A text and a time as JSON.
+QUOTE = {"postgres": "to_json({0})", "sqlite": "json_quote({0})"}
+MOMENT = {
+    "postgres": "replace(to_json({0})::text, '+00:00', 'Z')",
+    "sqlite": "'\"' || replace(replace({0}, ' ', 'T'), '+00:00', 'Z') || '\"'",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Sql:
     """One statement. ``{now}`` and ``{after:SECONDS}`` stand for the database's clock.
 
-    ``{ids:$1}`` stands for the texts of a JSON array, ``{list:column}`` makes one.
+    ``{ids:$1}`` stands for the texts of a JSON array, ``{list:column}`` makes one; ``{quote:column}`` and
+    ``{moment:column}`` write a text and a time as JSON.
     """
 
     postgres: str
@@ -55,7 +62,8 @@ class Sql:
 def _spell(text: str, dialect: Dialect) -> str:
     if dialect == "postgres":
         text = ONE_OF.sub(r"= ANY (ARRAY(SELECT json_array_elements_text(\1::text::json)))", text)
-    for word, spelling in (("after", LATER), ("ids", IDS), ("list", LIST)):
+    words = {"after": LATER, "ids": IDS, "list": LIST, "quote": QUOTE, "moment": MOMENT}
+    for word, spelling in words.items():
         text = re.sub(rf"\{{{word}:([^}}]+)\}}", spelling[dialect].replace("{0}", r"\1"), text)
     return text.replace("{now}", NOW[dialect])
 
@@ -76,8 +84,9 @@ def insert_rows(table: str, columns: Mapping[str, str], tail: str = "") -> Sql:
 
 def _recordset(typed: str) -> str:
     # The limit is no limit. The planner takes a JSON array for a hundred rows, for which it walks tables of thousands;
-    # under a limit that it cannot know it reckons with ten, and seeks.
-    found = f"SELECT * FROM json_to_recordset($1::text::json) AS each ({typed}) LIMIT json_array_length($1::text::json)"
+    # under a limit that it cannot know it reckons with ten, and seeks. Without SELECT it would know, and plan anew.
+    limit = "(SELECT json_array_length($1::text::json))"
+    found = f"SELECT * FROM json_to_recordset($1::text::json) AS each ({typed}) LIMIT {limit}"
     return f"({found}) AS row"
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
-from certctl_server.db.session import in_transaction
+from certctl_server.db.session import Row, fetch, in_transaction
+from certctl_server.db.sql import Sql
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -67,3 +68,19 @@ class Together(Generic[Q, A]):
             if not self._apart or len(questions) == 1:
                 return [exc] * len(questions)
         return [answer for each in questions for answer in await self._answers([each])]
+
+
+Once: TypeAlias = Together[tuple[Any, ...], list[Row]]
+
+
+def once(sql: Sql) -> Once:
+    """Return what runs ``sql`` with the arguments it is asked, once for all who ask the same at the same time.
+
+    None of them sees less than what was there when it asked.
+    """
+
+    async def work(asked: list[tuple[Any, ...]]) -> list[list[Row]]:
+        found = {args: await fetch(sql, *args) for args in dict.fromkeys(asked)}
+        return [found[args] for args in asked]
+
+    return Together(work)

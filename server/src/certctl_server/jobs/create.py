@@ -25,7 +25,7 @@ COLUMNS = {
     "priority": "bigint", "urgency": "bigint", "urgent_at": "timestamptz", "due_at": "timestamptz",
     "offer_at": "timestamptz", "opens_at": "timestamptz", "window_at": "timestamptz", "max_attempts": "bigint",
     "requested_by": "text", "request": "text", "traceparent": "text", "scheduled_at": "timestamptz",
-    "created_at": "timestamptz",
+    "created_at": "timestamptz", "last_error": "text",
 }  # fmt: skip
 INSERT = db.insert_rows("job", COLUMNS, "ON CONFLICT (place) DO NOTHING RETURNING id")
 LANES = db.insert_rows("lane", {"name": "text"}, "ON CONFLICT DO NOTHING")
@@ -59,6 +59,8 @@ class NewJob:
     """When its windows are to be looked at again."""
     max_attempts: int = 3
     request: Mapping[str, Any] = field(default_factory=dict)
+    last_error: str = ""
+    """Why it cannot begin yet."""
     traceparent: str = ""
     """What it belongs to; empty: what is being done now."""
     id: str = field(default_factory=lambda: new_id("job"))
@@ -110,6 +112,7 @@ def _events(job: NewJob, actor: Actor) -> Iterator[Event]:
     yield Event(actor, action.get(job.type, "job_created"), "job", job.id, told)
     if job.status is JobState.AWAITING_CSR:
         moved = {**told, "from": JobState.PENDING, "to": job.status}
+        moved |= {"error": job.last_error} if job.last_error else {}
         yield Event(actor, "renewal_awaiting_csr", "job", job.id, moved)
 
 

@@ -50,13 +50,15 @@ def _by_day(column: str, table: str, *, what: str = "''", only: str = "") -> db.
     return db.Sql(postgres=text.replace("{0}", days["postgres"]), sqlite=text.replace("{0}", days["sqlite"]))
 
 
-ENDING = _by_day("expires_at", "certificate")
-ISSUED = _by_day("created_at", "certificate_version")
-ENDED = _by_day(
-    "completed_at",
-    "job",
-    what="status",
-    only=f"AND status IN ('{JobState.COMPLETED}', '{JobState.FAILED}') AND type NOT IN ({NOT_SHOWN})",
+_ending = db.once(_by_day("expires_at", "certificate"))
+_issued = db.once(_by_day("created_at", "certificate_version"))
+_ended = db.once(
+    _by_day(
+        "completed_at",
+        "job",
+        what="status",
+        only=f"AND status IN ('{JobState.COMPLETED}', '{JobState.FAILED}') AND type NOT IN ({NOT_SHOWN})",
+    )
 )
 
 
@@ -93,13 +95,13 @@ def past(count: int, *, weekly: bool = False) -> Days:
 
 async def expirations(days: Days) -> list[Expiring]:
     """Return how many certificates end in each part of ``days``, by their newest version, whatever their status."""
-    counted = await _counted(ENDING, days)
+    counted = await _counted(_ending, days)
     return [{"date": part[0].isoformat(), "count": sum(counted[day, ""] for day in part)} for part in days.parts()]
 
 
 async def issued(days: Days) -> list[Issued]:
     """Return how many versions were stored in each part of ``days``."""
-    counted = await _counted(ISSUED, days)
+    counted = await _counted(_issued, days)
     return [
         {"date": part[0].isoformat(), "issued_count": sum(counted[day, ""] for day in part)} for part in days.parts()
     ]
@@ -107,7 +109,7 @@ async def issued(days: Days) -> list[Issued]:
 
 async def ended(days: Days) -> list[Ended]:
     """Return how many jobs ended in each part of ``days``, and how many of a hundred ended well; 0 where none ended."""
-    counted, found = await _counted(ENDED, days), list[Ended]()
+    counted, found = await _counted(_ended, days), list[Ended]()
     for part in days.parts():
         good, bad = (sum(counted[day, state] for day in part) for state in (JobState.COMPLETED, JobState.FAILED))
         rate = round(100 * good / (good + bad), 2) if good else 0.0
@@ -115,9 +117,9 @@ async def ended(days: Days) -> list[Ended]:
     return found
 
 
-async def _counted(sql: db.Sql, days: Days) -> Counter[tuple[date, Any]]:
+async def _counted(find: db.Once, days: Days) -> Counter[tuple[date, Any]]:
     start = datetime.combine(days.first, time(), UTC)
-    rows = await db.fetch(sql, start, start + days.count * DAY)
+    rows = await find((start, start + days.count * DAY))
     return Counter({(_date(row["day"]), row["what"]): row["n"] for row in rows})
 
 

@@ -15,6 +15,7 @@ from certctl_server.db.migrations import (
     m0008_bulk,
     m0009_access,
     m0010_audit,
+    m0012_counted,
 )
 
 STEPS = (
@@ -28,4 +29,5 @@ STEPS = (
     m0008_bulk,
     m0009_access,
     m0010_audit,
+    m0012_counted,
 )
