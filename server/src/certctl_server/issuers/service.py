@@ -87,12 +87,12 @@ async def _written(change: Change) -> None:
     if change.changed("enabled"):
         await settle_referring("issuer_id", change.id, actor=change.actor)
     lane = lane_of_issuer(change.id)
-    # Jobs before their lane: who ends one locks in this order as well.
-    if change.changed("limits"):
-        await lanes.relax(lane)
     if change.before is None or change.changed("limits"):
         most, rates = limits.get("max_concurrent", CONCURRENCY), limits.get("rates", [])
         await db.fetch(LIMIT, lane, most, json.dumps(rates))
+        # With the lane held: what a claim puts off by the old rates is seen only when that claim is over. Who ends a
+        # job holds that one before the lane, but it runs, and those that run wait for no room.
+        await lanes.relax(lane)
     if change.changed("config", "type", "enabled"):
         await lanes.reset(lane)
 

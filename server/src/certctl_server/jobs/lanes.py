@@ -33,9 +33,12 @@ MESSAGE = 300
 FAILING = f"lane.opened > 0 AND (lane.circuit_until > {{now}} OR lane.fault <> '{ASKED_TO_WAIT}')"
 """The condition that a peer is shown as failing: while its circuit is open, and then until one job went well."""
 
-_LANE = "SELECT name, concurrency, rates, room_at, fault, faulted, opened, circuit_until, {now} AS now FROM lane"
-# Locked first and looked at afterwards: what another claimer has just taken is seen only by the next statement.
-LANE = db.Sql(postgres=f"{_LANE} WHERE name = $1 FOR UPDATE", sqlite=f"{_LANE} WHERE name = $1")
+# Locked first and looked at afterwards: what another claimer has just taken is seen only by the next statement. Whoever
+# waits for the lock reads the clock when it has it, which PostgreSQL does outside of the locking part alone.
+LANE = db.Sql(
+    postgres="SELECT held.*, {now} AS now FROM (SELECT * FROM lane WHERE name = $1 FOR UPDATE) held",
+    sqlite="SELECT *, {now} AS now FROM lane WHERE name = $1",
+)
 RUNNING = db.Sql(
     "SELECT count(*) AS running, min(started_at) AS oldest FROM job WHERE lane = $1 AND status = 'Running'"
 )
