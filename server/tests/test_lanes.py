@@ -751,7 +751,7 @@ async def test_limits_are_kept_shown_and_checked_whole(client, peers):
     }
     await client.put(f"{ISSUERS}/iss-new", json={"limits": None})
     lane = await Lane.select().where(Lane.name == "issuer:iss-new").first()
-    assert (lane["concurrency"], lane["rates"]) == (25, "[]")
+    assert (lane["concurrency"], lane["rates"]) == (None, "[]")
     await Budget.insert(Budget(lane="issuer:iss-new", key="account", total=1, orders=1, at=NOW, until=NOW))
     assert (await client.delete(f"{ISSUERS}/iss-new")).status_code == 204
     assert await Budget.count() == 0

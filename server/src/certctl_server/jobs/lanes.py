@@ -122,16 +122,19 @@ class Room:
         return FREE if self.spent else LATER
 
 
-async def room(lane: str, limit: int) -> Room | None:
-    """Hold ``lane`` and return how much of it may be claimed, at most ``limit``; None while it is closed or full."""
+async def room(lane: str, limit: int, usual: int | None = None) -> Room | None:
+    """Hold ``lane`` and return how much of it may be claimed, at most ``limit``; None while it is closed or full.
+
+    ``usual`` bounds what runs at once in a lane that says nothing of it.
+    """
     for row in await db.fetch(LANE, lane):
         now = db.as_moment(row["now"])
         if row["circuit_until"] is not None and row["circuit_until"] > now:
             return None
         [count] = await db.fetch(RUNNING, lane)
         # Half open: whether the peer is well again is found out by one.
-        most = 1 if row["opened"] else row["concurrency"]
-        places = min(most - count["running"], limit)
+        most = 1 if row["opened"] else usual if row["concurrency"] is None else row["concurrency"]
+        places = limit if most is None else min(most - count["running"], limit)
         if places > 0:
             spent = row["room_at"] is not None and row["room_at"] > now
             oldest = db.as_moment(count["oldest"]) if count["oldest"] else None
