@@ -117,7 +117,7 @@ async def _restarted(agent_id: str) -> None:
     await hold_of(where & (Job.status == JobState.RUNNING))
     moved = await release(where, reason="the agent started again")
     await db.fetch(ANEW, agent_id)
-    await vacated()
+    await vacated(agent_id)
     await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
     bell.ring_agent(agent_id)
     bell.poke("job retry")
@@ -146,7 +146,7 @@ async def report(agent_id: str, job_id: str, said: Report, lease: timedelta, act
         elif open_deployment:
             await _running(agent_id, row, lease, actor)
             await (_deployed(row, actor) if said.status is JobState.COMPLETED else _not_deployed(row, said, actor))
-            await vacated()
+            await vacated(agent_id)
         elif said.status is JobState.FAILED and row["status"] == JobState.AWAITING_CSR and not row["csr_sha256"]:
             await _no_csr(row, said, actor)
         else:

@@ -20,7 +20,6 @@ from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs import lanes
 from certctl_server.jobs.create import lane_of_issuer
 
-CONCURRENCY = 25
 RESERVED = frozenset({"iss-local"})
 """The server's own certificate comes from it."""
 LIMIT = db.Sql(
@@ -46,7 +45,7 @@ class Rate(msgspec.Struct):
 class Limits(msgspec.Struct):
     """What the CA takes."""
 
-    max_concurrent: Annotated[int, msgspec.Meta(ge=1, le=1000)] = CONCURRENCY
+    max_concurrent: Annotated[int, msgspec.Meta(ge=1, le=1000)] | msgspec.UnsetType = msgspec.UNSET
     rates: Annotated[list[Rate], msgspec.Meta(max_length=32)] = msgspec.field(default_factory=list)
 
 
@@ -87,12 +86,11 @@ async def _written(change: Change) -> None:
     if change.changed("enabled"):
         await settle_referring("issuer_id", change.id, actor=change.actor)
     lane = lane_of_issuer(change.id)
-    # Jobs before their lane: who ends one locks in this order as well.
-    if change.changed("limits"):
-        await lanes.relax(lane)
     if change.before is None or change.changed("limits"):
-        most, rates = limits.get("max_concurrent", CONCURRENCY), limits.get("rates", [])
-        await db.fetch(LIMIT, lane, most, json.dumps(rates))
+        await db.fetch(LIMIT, lane, limits.get("max_concurrent"), json.dumps(limits.get("rates", [])))
+        # With the lane held: what a claim puts off by the old rates is seen only when that claim is over. Who ends a
+        # job holds that one before the lane, but it runs, and those that run wait for no room.
+        await lanes.relax(lane)
     if change.changed("config", "type", "enabled"):
         await lanes.reset(lane)
 

@@ -33,9 +33,12 @@ MESSAGE = 300
 FAILING = f"lane.opened > 0 AND (lane.circuit_until > {{now}} OR lane.fault <> '{ASKED_TO_WAIT}')"
 """The condition that a peer is shown as failing: while its circuit is open, and then until one job went well."""
 
-_LANE = "SELECT name, concurrency, rates, room_at, fault, faulted, opened, circuit_until, {now} AS now FROM lane"
-# Locked first and looked at afterwards: what another claimer has just taken is seen only by the next statement.
-LANE = db.Sql(postgres=f"{_LANE} WHERE name = $1 FOR UPDATE", sqlite=f"{_LANE} WHERE name = $1")
+# Locked first and looked at afterwards: what another claimer has just taken is seen only by the next statement. Whoever
+# waits for the lock reads the clock when it has it, which PostgreSQL does outside of the locking part alone.
+LANE = db.Sql(
+    postgres="SELECT held.*, {now} AS now FROM (SELECT * FROM lane WHERE name = $1 FOR UPDATE) held",
+    sqlite="SELECT *, {now} AS now FROM lane WHERE name = $1",
+)
 RUNNING = db.Sql(
     "SELECT count(*) AS running, min(started_at) AS oldest FROM job WHERE lane = $1 AND status = 'Running'"
 )
@@ -119,16 +122,19 @@ class Room:
         return FREE if self.spent else LATER
 
 
-async def room(lane: str, limit: int) -> Room | None:
-    """Hold ``lane`` and return how much of it may be claimed, at most ``limit``; None while it is closed or full."""
+async def room(lane: str, limit: int, usual: int | None = None) -> Room | None:
+    """Hold ``lane`` and return how much of it may be claimed, at most ``limit``; None while it is closed or full.
+
+    ``usual`` bounds what runs at once in a lane that says nothing of it.
+    """
     for row in await db.fetch(LANE, lane):
         now = db.as_moment(row["now"])
         if row["circuit_until"] is not None and row["circuit_until"] > now:
             return None
         [count] = await db.fetch(RUNNING, lane)
         # Half open: whether the peer is well again is found out by one.
-        most = 1 if row["opened"] else row["concurrency"]
-        places = min(most - count["running"], limit)
+        most = 1 if row["opened"] else usual if row["concurrency"] is None else row["concurrency"]
+        places = limit if most is None else min(most - count["running"], limit)
         if places > 0:
             spent = row["room_at"] is not None and row["room_at"] > now
             oldest = db.as_moment(count["oldest"]) if count["oldest"] else None

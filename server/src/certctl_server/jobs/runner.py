@@ -224,7 +224,7 @@ class Runner:
         return max(around.wait, SOONEST).total_seconds() if around.wait else LONGEST_CALL.total_seconds()
 
     async def _claim_all(self) -> None:
-        lease = self._ctx.settings.job.lease
+        lease, usual = self._ctx.settings.job.lease, self._ctx.settings.renewal_concurrency
         for lane in list(self._wanted):
             free = self._free()
             if free <= 0 or self._draining:
@@ -233,7 +233,7 @@ class Runner:
             limit = free if len(self._wanted) == 1 else max(1, free // 2)
             self._wanted.pop(lane, None)
             try:
-                claimed = await claim(self.owner, lane, limit=limit, lease=lease)
+                claimed = await claim(self.owner, lane, limit=limit, lease=lease, usual=usual)
             except Exception:
                 self._wanted[lane] = None
                 raise

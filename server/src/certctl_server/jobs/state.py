@@ -202,10 +202,13 @@ EXPIRED = db.Sql(
 )
 
 
-async def claim(owner: str, lane: str, *, limit: int, lease: timedelta) -> list[Claimed]:
-    """Take the best due jobs of an open lane for ``owner``: at most ``limit``, and no more than there is room for."""
+async def claim(owner: str, lane: str, *, limit: int, lease: timedelta, usual: int | None = None) -> list[Claimed]:
+    """Take the best due jobs of an open lane for ``owner``: at most ``limit``, and no more than there is room for.
+
+    That is ``usual`` at once in a lane that says nothing else.
+    """
     async with db.transaction():
-        if (room := await lanes.room(lane, limit)) is None:
+        if (room := await lanes.room(lane, limit, usual)) is None:
             return []
         seconds = lease.total_seconds()
         if room.rates:

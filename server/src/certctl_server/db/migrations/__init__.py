@@ -4,6 +4,13 @@ A step is a module with ``statements(dialect)``. Types are spelt as Piccolo's SQ
 which PostgreSQL reads as well.
 """
 
-from certctl_server.db.migrations import m0001_first, m0002_alerts, m0003_lanes, m0004_rollouts, m0005_retention
+from certctl_server.db.migrations import (
+    m0001_first,
+    m0002_alerts,
+    m0003_lanes,
+    m0004_rollouts,
+    m0005_retention,
+    m0011_lines,
+)
 
-STEPS = (m0001_first, m0002_alerts, m0003_lanes, m0004_rollouts, m0005_retention)
+STEPS = (m0001_first, m0002_alerts, m0003_lanes, m0004_rollouts, m0005_retention, m0011_lines)
