@@ -34,15 +34,14 @@ from certctl_server.connectors.instances import LONGEST_CALL, Instances
 from certctl_server.connectors.loop import ConnectorBug
 from certctl_server.connectors.run import JobRun
 from certctl_server.context import Context
-from certctl_server.jobs import bell, intents, issue, lanes
-from certctl_server.jobs.failure import order_failed
+from certctl_server.jobs import intents, issue, lanes
+from certctl_server.jobs.failure import failed
 from certctl_server.jobs.orphan import orphaned
-from certctl_server.jobs.revoke import revoke, untold
+from certctl_server.jobs.revoke import revoke
 from certctl_server.jobs.state import Claimed, beat, claim, end, mine, ours, release, watch_cancelled
 from certctl_server.jobs.tables import Job
 from certctl_server.leader import TROUBLE
 from certctl_server.loops import ended
-from certctl_server.notices import service as notices
 from certctl_server.notices.send import send
 from certctl_server.telemetry.tracing import running
 
@@ -346,20 +345,8 @@ class Runner:
         with suppress(LeaseLost):
             async with db.transaction():
                 await hold([job.certificate_id] if job.certificate_id else [])
-                await end(job, JobState.FAILED, **facts, result=json.dumps({"cause": cause}))
-                bell.poke("job retry")
+                rows = await end(job, JobState.FAILED, **facts, result=json.dumps({"cause": cause}))
                 await _tell_lane(job, lanes.fault_of(cause, message, about), message, retry_after, cause)
-                if job.type in ORDERS:
-                    await self._order_failed(job, message, over=wait is None)
-                if job.type is JobType.REVOCATION and wait is None:
-                    await untold(job.id, job.certificate_id, job.issuer_id, job.request["serial_number"], message)
-                if job.type is JobType.NOTIFICATION:
-                    again = facts.get("next_retry_at")
-                    await notices.failed(
-                        job.request["notification_id"], message, over=wait is None, next_retry_at=again
-                    )
-
-    async def _order_failed(self, job: Claimed, message: str, *, over: bool) -> None:
-        if over:
-            await intents.close(job, "unresolved", message)
-        await order_failed(job.id, job.type, job.certificate_id, message, over=over)
+                if wait is None:
+                    await intents.close(job, "unresolved", message)
+                await failed(rows, message)
