@@ -6,7 +6,7 @@ Step 1 of the main flow (docs/main-flow.md).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -136,3 +136,9 @@ def revocation_place(issuer_id: str, serial_number: str) -> str:
 def notification_place(notification_id: str) -> str:
     """One open Notification per message."""
     return f"notification|{notification_id}"
+
+
+def place_in_sql(place: Callable[..., str], *columns: str) -> str:
+    """Return a ``place``, one of the above, as an expression over columns."""
+    parts = (f"' || {column} || '" for column in columns)
+    return f"'{place(*parts)}'"
