@@ -14,7 +14,7 @@ from certctl_server.agents.csr import submit
 from certctl_server.agents.health import AgentStatus
 from certctl_server.agents.register import register
 from certctl_server.agents.reports import SAID, Beat, Report, heartbeat, report, retrieved
-from certctl_server.agents.tables import Agent
+from certctl_server.agents.tables import SCANNER, Agent
 from certctl_server.agents.work import certificate_for, offers, seen
 from certctl_server.audit.record import Event, audited, record
 from certctl_server.auth.keys import create_token, rotate_agent_key
@@ -126,7 +126,7 @@ TOKENS = listed(EnrolmentToken, show_token, TOKEN_FIELDS)
 @get(BASE, opt={"roles": READ, "query": LISTED})
 async def list_(request: Req) -> Response[bytes]:
     """List agents."""
-    return await list_response(request, AGENTS, where=Where("item.id <> {}", ("server-scanner",)))
+    return await list_response(request, AGENTS, where=Where("item.id <> {}", (SCANNER,)))
 
 
 @post(BASE, opt={"roles": ENROL})

@@ -30,8 +30,7 @@ LONGEST_WORD = timedelta(hours=1)
 """The longest that a Retry-After, which may be about one name only, closes a whole lane; then one job asks again."""
 ASKED_TO_WAIT = "retry-after"
 MESSAGE = 300
-FAILING = f"lane.opened > 0 AND (lane.circuit_until > {{now}} OR lane.fault <> '{ASKED_TO_WAIT}')"
-"""The condition that a peer is shown as failing: while its circuit is open, and then until one job went well."""
+_FAILING = f"lane.opened > 0 AND (lane.circuit_until > {{now}} OR lane.fault <> '{ASKED_TO_WAIT}')"
 
 _LANE = "SELECT name, concurrency, rates, room_at, fault, faulted, opened, circuit_until, {now} AS now FROM lane"
 # Locked first and looked at afterwards: what another claimer has just taken is seen only by the next statement.
@@ -97,6 +96,15 @@ OLDEST = db.Sql(
     """  # noqa: S608  # ours
 )
 """When the job that has been due longest fell due."""
+
+
+def status_in_sql(kind: str) -> str:
+    """Return the status of a peer, ``item``, in SQL: failing while its circuit is open, then until one job went well.
+
+    ``kind`` is what its lane is called by, with its id.
+    """
+    return f"""CASE WHEN item.status = 'ready' AND EXISTS (SELECT 1 FROM lane
+        WHERE lane.name = '{kind}:' || item.id AND {_FAILING}) THEN 'failing' ELSE item.status END"""  # noqa: S608  # ours
 
 
 @dataclass(frozen=True, slots=True)
