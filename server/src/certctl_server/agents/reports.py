@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from certctl_core.job import Cause, JobState, JobType, retry_wait
+from certctl_core.job import ORDER_PACE, Cause, JobState, JobType, retry_wait
 
 from certctl_server import db
 from certctl_server.agents.budget import may_start, vacated
@@ -26,7 +26,6 @@ from certctl_server.jobs.state import move, release
 from certctl_server.jobs.tables import Job
 from certctl_server.notices.tell import Notice, tell
 
-HOUR = timedelta(hours=1)
 BEAT = db.Sql(
     """
     UPDATE agent SET last_heartbeat_at = $2, version = $3, hostname = $4, os = $5, architecture = $6, ip_address = $7,
@@ -236,7 +235,7 @@ async def _no_csr(row: db.Row, said: Report, actor: Actor) -> None:
     await failed(moved, error)
 
 
-def _wait(kind: JobType, cause: Cause, failures: int, cap: timedelta = HOUR) -> timedelta | None:
+def _wait(kind: JobType, cause: Cause, failures: int, cap: timedelta = ORDER_PACE) -> timedelta | None:
     return retry_wait(kind, cause, failures, cap=cap, retry_after=None, jitter=random.random())  # a spread
 
 

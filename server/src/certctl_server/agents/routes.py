@@ -199,7 +199,6 @@ async def beat(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
         raise Refused(HTTPStatus.FORBIDDEN, "Only the agent's own key may do this")
     body = await new(request, HeartbeatBody)
     said = Beat({name: getattr(body, name) for name in SAID}, body.capabilities, body.local_time, body.boot_id)
-    mark_idle(request)
     return {"status": "heartbeat_recorded", "server_time": await heartbeat(row, said)}
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 from certctl_core.x509 import CertificateFacts, normalise_fingerprint, read_certificate, serial_hex
 
+from certctl_server import db
+
 ALGORITHMS = ("RSA", "ECDSA", "Ed25519", "Ed448", "DSA", "ML-DSA-44", "ML-DSA-65", "ML-DSA-87")
 FORMATS = ("PEM", "DER", "network")
 SPELLINGS = {word.casefold(): word for word in (*ALGORITHMS, *FORMATS)}

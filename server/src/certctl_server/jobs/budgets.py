@@ -242,7 +242,12 @@ def decide(
 
 async def _stand(lane: str, rates: Sequence[Rate], keys: set[str], now: datetime) -> dict[str, Bucket]:
     asked = [
-        {"key": key, "count": rate.count, "since": db.text_of(now - rate.window), "seconds": rate.window.total_seconds()}
+        {
+            "key": key,
+            "count": rate.count,
+            "since": db.text_of(now - rate.window),
+            "seconds": rate.window.total_seconds(),
+        }
         for key in sorted(keys)
         for rate in rates
         if rate.scope == key.partition(" ")[0]

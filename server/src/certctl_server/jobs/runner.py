@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 from certctl_core.errors import ConnectorError
 from certctl_core.issued import Issued
-from certctl_core.job import ORDERS, Cause, JobState, JobType, cause_of, retry_wait
+from certctl_core.job import ORDER_PACE, ORDERS, Cause, JobState, JobType, cause_of, retry_wait
 from certctl_core.plugins import Plugins
 from certctl_core.run import LeaseLost
 from certctl_sdk import tracing
@@ -53,7 +53,6 @@ PATIENCE_SECONDS = 5
 Work: TypeAlias = Callable[["Attempt"], Awaitable[None]]
 LOOK_EVERY = timedelta(seconds=1)
 """How soon it is noticed that somebody else has called off a job that runs here."""
-USUAL_CAP = timedelta(hours=1)
 ABOUT = db.Sql(
     """
     SELECT p.retry_interval_seconds, c.common_name, c.sans
@@ -332,7 +331,7 @@ class Runner:
     async def _failed(self, job: Claimed, cause: Cause, message: str, retry_after: timedelta | None) -> None:
         failures = job.failures + 1
         about = next(iter(await db.fetch(ABOUT, job.certificate_id)), None)
-        cap = timedelta(seconds=about["retry_interval_seconds"]) if about else USUAL_CAP
+        cap = timedelta(seconds=about["retry_interval_seconds"]) if about else ORDER_PACE
         wait = None
         hopeless = (job.type, cause) == (JobType.REVOCATION, Cause.REJECTED) or await _repeats(job, cause)
         if failures < job.max_attempts and not hopeless:
