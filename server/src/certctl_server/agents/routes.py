@@ -14,7 +14,7 @@ from certctl_server.agents.csr import submit
 from certctl_server.agents.health import AgentStatus
 from certctl_server.agents.register import register
 from certctl_server.agents.reports import SAID, Beat, Report, heartbeat, report, retrieved
-from certctl_server.agents.tables import Agent
+from certctl_server.agents.tables import SCANNER, Agent
 from certctl_server.agents.work import certificate_for, offers, seen
 from certctl_server.audit.record import Event, audited, record
 from certctl_server.auth.keys import create_token, rotate_agent_key
@@ -126,7 +126,7 @@ TOKENS = listed(EnrolmentToken, show_token, TOKEN_FIELDS)
 @get(BASE, opt={"roles": READ, "query": LISTED})
 async def list_(request: Req) -> Response[bytes]:
     """List agents."""
-    return await list_response(request, AGENTS, where=Where("item.id <> {}", ("server-scanner",)))
+    return await list_response(request, AGENTS, where=Where("item.id <> {}", (SCANNER,)))
 
 
 @post(BASE, opt={"roles": ENROL})
@@ -199,7 +199,6 @@ async def beat(id: FromPath[str], request: Req, ctx: Ctx) -> Row:
         raise Refused(HTTPStatus.FORBIDDEN, "Only the agent's own key may do this")
     body = await new(request, HeartbeatBody)
     said = Beat({name: getattr(body, name) for name in SAID}, body.capabilities, body.local_time, body.boot_id)
-    mark_idle(request)
     return {"status": "heartbeat_recorded", "server_time": await heartbeat(row, said)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,7 +229,7 @@ async def revoke(row: db.Row, reason: str, plugins: Plugins, actor: Actor) -> st
         await _call_off(row["id"], actor)
         versions = await db.fetch(REVOKE_VERSIONS, row["id"], reason)
         details["serial_numbers"] = [each["serial_number"] for each in versions]
-        await _write_revocations(row["id"], versions, reason, states)
+        await write_revocations(row["id"], versions, reason, states)
         await db.fetch(REVOKED, row["id"], reason, state)
         to_tell = [each for each in versions if states[each["issuer_id"]] == "pending"]
         await create([_to_tell(row["id"], each, reason) for each in to_tell], actor)
@@ -260,10 +260,11 @@ def told_state(plugins: Plugins, kind: str) -> str:
     return "pending" if cls is None or issubclass(cls, Revoker) else "failed"
 
 
-async def _write_revocations(
-    certificate_id: str, versions: list[db.Row], reason: str, states: Mapping[str, str]
+async def write_revocations(
+    certificate_id: str, versions: Iterable[Mapping[str, Any]], reason: str, states: Mapping[str, str]
 ) -> None:
-    now = str(db.now())
+    """Note that versions are revoked, and how far each issuer knows of it; a compromised key is never taken again."""
+    now = db.text_of(db.now())
     rows = [
         {
             "id": new_id("rev"),

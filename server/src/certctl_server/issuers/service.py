@@ -30,8 +30,6 @@ DROP_LANE = db.Sql("DELETE FROM lane WHERE name = $1")
 DROP_BUDGET = db.Sql("DELETE FROM budget WHERE lane = $1")
 FORGET = db.Sql("DELETE FROM connector_memory WHERE connector_id = $1")
 USED = db.Sql("SELECT 1 AS used FROM certificate WHERE issuer_id = $1 LIMIT 1")
-STATUS = f"""CASE WHEN item.status = 'ready' AND EXISTS (SELECT 1 FROM lane
-    WHERE lane.name = 'issuer:' || item.id AND {lanes.FAILING}) THEN 'failing' ELSE item.status END"""  # noqa: S608  # ours
 
 
 class Rate(msgspec.Struct):
@@ -119,7 +117,7 @@ ISSUERS = Family(
     aliases={"local": "GenericCA", "local_ca": "GenericCA", "step-ca": "StepCA"},
     classes=lambda plugins: plugins.issuers,
     states=("ready", "incomplete", "failing", "disabled"),
-    status=STATUS,
+    status=lanes.status_in_sql("issuer"),
     more=("last_tested_at", "limits"),
     json=frozenset({"limits"}),
     optional=frozenset({"last_tested_at", "limits"}),

@@ -304,14 +304,15 @@ def mine(job: Claimed) -> Combinable:
     return (Job.id == job.id) & (Job.fence == job.fence)
 
 
-async def end(job: Claimed, new: JobState, **facts: Any) -> None:
-    """Move a claimed job on, under its fence.
+async def end(job: Claimed, new: JobState, **facts: Any) -> list[db.Row]:
+    """Move a claimed job on, under its fence; return it as ``move`` does.
 
     Raises:
         LeaseLost: another owner has it; nothing was written.
     """
-    if not await move(mine(job), JobState.RUNNING, new, **facts):
+    if not (moved := await move(mine(job), JobState.RUNNING, new, **facts)):
         raise lost(job)
+    return moved
 
 
 async def release(where: Combinable, *, reason: str, crashed: bool = True) -> list[db.Row]:

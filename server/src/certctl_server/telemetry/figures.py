@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import Metric
 
 from certctl_server import db
 from certctl_server.agents.health import AgentStatus
+from certctl_server.agents.tables import SCANNER
 from certctl_server.db.session import engine
 from certctl_server.jobs.lanes import OLDEST
 
@@ -28,7 +29,7 @@ LANES = 100
 REST = "other"
 CERTIFICATES = db.Sql("SELECT status, count(*) AS n FROM certificate GROUP BY status")
 AGENTS = db.Sql(
-    "SELECT status, count(*) AS n FROM agent WHERE retired_at IS NULL AND id <> 'server-scanner' GROUP BY status"
+    f"SELECT status, count(*) AS n FROM agent WHERE retired_at IS NULL AND id <> '{SCANNER}' GROUP BY status"  # noqa: S608
 )
 JOBS = db.Sql("SELECT status, count(*) AS n FROM job GROUP BY status")
 WAITING = db.Sql("SELECT lane, count(*) AS n FROM job WHERE due_at IS NOT NULL GROUP BY lane")
