@@ -34,8 +34,9 @@ CHANNELS = ("Email", "Webhook", "Slack", "Teams", "PagerDuty", "OpsGenie", "Jira
 STATES = ("pending", "sent", "failed", "read", "dead")
 FAILED = db.Sql(
     """
-    UPDATE notification SET next_retry_at = $3, status = CASE WHEN $3 IS NULL THEN 'dead' ELSE 'failed' END,
-        error = $2, retry_count = retry_count + 1
+    UPDATE notification SET next_retry_at = $3, error = $2,
+        status = CASE WHEN CAST($3 AS timestamptz) IS NULL THEN 'dead' ELSE 'failed' END,
+        retry_count = retry_count + 1
     WHERE id = $1 AND status NOT IN ('sent', 'read')
     """
 )
