@@ -4,8 +4,9 @@ from datetime import timedelta
 
 import pytest
 from certctl_server import db
-from certctl_server.agents import budget
+from certctl_server.agents import budget, health, waiting
 from certctl_server.agents.tables import AgentGroupWait
+from certctl_server.jobs import bell
 from certctl_server.jobs.state import release
 from certctl_server.jobs.tables import Job
 
@@ -140,6 +141,60 @@ async def test_a_place_is_not_kept_for_who_has_stopped_asking(fleet, group):
     assert await b.work() == []
     row = await AgentGroupWait.select().where(AgentGroupWait.agent_id == "b").first()
     assert db.now() - row["since"] < timedelta(minutes=1)
+
+
+async def line(fleet, *ids):
+    """Agents in line for the one place of the group, which the agent ``first`` has; and what that one does."""
+    first, *found = await machines(fleet, "first", *ids)
+    [item] = await first.work()
+    for machine in found:
+        assert await machine.work() == []
+    return first, item, found
+
+
+async def test_only_the_head_of_a_line_is_woken_and_whoever_has_an_order(fleet, group, monkeypatch):
+    await group(1)
+    ids = list("abcdefgh")
+    await line(fleet, *ids)
+    await fleet.certificate("order.example", targets=["tgt-h"])
+    heard = []
+    monkeypatch.setattr(bell, "hear", heard.append)
+    await waiting._wake(ids)  # noqa: SLF001  # one look
+    await asyncio.sleep(0.1)
+    assert sorted(heard) == [f"agent:{id}" for id in "abcdeh"]
+
+
+async def test_a_change_that_ends_wakes_the_line_of_its_own_group(fleet, group, runner):
+    await group(1)
+    first, item, [second] = await line(fleet, "second")
+    await fleet.post("agent-groups", id="other", name="other", match_os="plan9", max_concurrent_deployments=1)
+    past = db.now() - timedelta(seconds=20)
+    others = [await fleet.machine(f"o{n}") for n in range(budget.WOKEN)]
+    for each in others:
+        await AgentGroupWait.insert(AgentGroupWait(group_id="other", agent_id=each.id, since=past, asked_at=db.now()))
+    told = []
+    bell.connect(runner.look, lambda *_: None, told.append)
+    await first.report(item["id"], "Completed")
+    assert [word for word in told if word.startswith("agent:")] == [f"agent:{second.id}"]
+
+
+async def test_each_that_is_served_wakes_the_next_while_there_is_room(fleet, group):
+    await group(1)
+    *_, found = await line(fleet, *"abcdefgh")
+    polls = [asyncio.create_task(machine.work(wait=20)) for machine in found]
+    await asyncio.sleep(0.3)
+    await fleet.people.put("/api/v1/agent-groups/edge", json={"max_concurrent_deployments": 9})
+    bell.hear("agent:a")
+    async with asyncio.timeout(4):
+        assert [len(items) for items in await asyncio.gather(*polls)] == [1] * 8
+
+
+async def test_who_has_stopped_asking_is_taken_out_of_the_line(fleet, group, leadership):
+    await group(1)
+    await line(fleet, "a", "b")
+    await AgentGroupWait.update(asked_at=db.now() - 2 * budget.PATIENCE).where(AgentGroupWait.agent_id == "a")
+    await health.watch(leadership)
+    assert [row["agent_id"] for row in await AgentGroupWait.select()] == ["b"]
 
 
 async def test_the_narrowest_of_several_groups_binds(fleet, group):

@@ -133,7 +133,7 @@ async def test_cancelled_deployments_are_made_anew_where_they_still_fit(fleet, m
 
 
 async def test_what_was_to_be_said_and_was_cancelled_is_said_after_all(fleet):
-    """A CA, and people, are told what they were to be told: nobody else remembers it."""
+    """A CA, and people, are told what they were to be told, of archived certificates too: nobody else remembers it."""
     id, lane = await fleet.certificate("a.example"), "issuer:iss-local"
     request = {"version_id": "v", "serial_number": "01", "reason": 4}
     more = {"certificate_id": id, "issuer_id": "iss-local", "priority": FREE, "max_attempts": 10}
@@ -144,6 +144,7 @@ async def test_what_was_to_be_said_and_was_cancelled_is_said_after_all(fleet):
     saying = NewJob(type=JobType.NOTIFICATION, place=notification_place("nf"), lane="notifier:nt", request=asked_)
     await create([telling, saying], SYSTEM)
     await Lane.update(concurrency=0).where(Lane.name.is_in([lane, "notifier:nt"]))
+    await fleet.people.delete(f"/api/v1/certificates/{id}")
     for old in (telling, saying):
         assert (await fleet.post(f"jobs/{old.id}/cancel")).status_code == 200
         answer = await fleet.post(f"jobs/{old.id}/retry")

@@ -36,6 +36,17 @@ async def test_the_same_csr_again_gets_the_same_answer_and_makes_no_second_versi
     assert len(await fleet.jobs(id, type="Issuance")) == 1
 
 
+async def test_a_csr_that_was_signed_answers_no_newer_order(fleet, machine):
+    id = await fleet.certificate("a.example", targets=["tgt"])
+    pem = csr_pem("a.example")
+    await machine.csr(id, pem=pem)
+    await fleet.post(f"certificates/{id}/renew")
+    assert (await machine.csr(id, pem=pem)).json() == {"status": "csr_signed"}
+    [renewal] = await fleet.jobs(id, type="Renewal")
+    assert (renewal["status"], renewal["csr_sha256"]) == ("AwaitingCSR", "")
+    assert (await fleet.get(f"certificates/{id}/versions"))["total"] == 1
+
+
 async def test_a_second_csr_for_an_order_that_has_one_is_refused(fleet, machine, runner):
     id = await fleet.certificate("a.example", targets=["tgt"])
     await db.fetch(db.Sql("UPDATE lane SET concurrency = 0"))

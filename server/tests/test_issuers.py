@@ -251,7 +251,9 @@ async def test_limits_are_kept_and_bound_the_lane(client):
     answer = await client.put(f"{PATH}/iss-1", json={"limits": {"rates": [{"count": 1, "scope": "planet"}]}})
     assert answer.status_code == 400
     assert "limits" not in (await client.put(f"{PATH}/iss-1", json={"limits": None})).json()
-    assert (await db.fetch(lane))[0]["concurrency"] == 25
+    assert (await db.fetch(lane))[0]["concurrency"] is None
+    assert (await client.put(f"{PATH}/iss-1", json={"limits": {"rates": []}})).json()["limits"] == {"rates": []}
+    assert (await db.fetch(lane))[0]["concurrency"] is None
 
 
 async def test_the_type_of_an_issuer_in_use_stays_and_it_is_not_deleted(client):

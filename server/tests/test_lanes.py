@@ -244,6 +244,46 @@ async def test_what_waits_for_room_is_shown_and_measured_anew_when_the_limits_ch
     assert "waits_for" not in (await client.get(f"/api/v1/jobs/{jobs[2]}")).json()
 
 
+async def test_what_is_put_off_while_the_limits_change_is_measured_anew(client, peers, quiet):
+    await client.put(f"{ISSUERS}/iss-a", json={"limits": {"rates": [rate(1, 3600, "domain")]}})
+    await ordered("a.full.example")
+    assert len(await ids()) == 1
+    _, job_id = await ordered("b.full.example")
+    put_off = asyncio.Event()
+
+    async def claims():
+        async with db.transaction():
+            assert await ids() == []
+            put_off.set()
+            await asyncio.sleep(0.5)
+
+    async def changes():
+        await put_off.wait()
+        await client.put(f"{ISSUERS}/iss-a", json={"limits": {"rates": [rate(2, 3600, "domain")]}})
+
+    await asyncio.gather(claims(), changes())
+    assert await ids() == [job_id]
+
+
+async def test_whoever_waits_for_a_lane_reads_the_clock_when_it_has_it(peers, quiet):
+    held = asyncio.Event()
+
+    async def holds():
+        async with db.transaction():
+            await lanes.room("issuer:iss-a", 1)
+            held.set()
+            await asyncio.sleep(0.5)
+            return await db.present()
+
+    async def waits():
+        await held.wait()
+        async with db.transaction():
+            return (await lanes.room("issuer:iss-a", 1)).now
+
+    released, seen = await asyncio.gather(holds(), waits())
+    assert seen >= released
+
+
 async def test_while_the_account_has_no_room_what_needs_none_still_goes(peers, quiet):
     await set_rates("issuer:iss-a", rate(2, 3600, "account"))
     asked = [(await ordered(f"{n}.example"))[1] for n in range(3)]
@@ -711,7 +751,7 @@ async def test_limits_are_kept_shown_and_checked_whole(client, peers):
     }
     await client.put(f"{ISSUERS}/iss-new", json={"limits": None})
     lane = await Lane.select().where(Lane.name == "issuer:iss-new").first()
-    assert (lane["concurrency"], lane["rates"]) == (25, "[]")
+    assert (lane["concurrency"], lane["rates"]) == (None, "[]")
     await Budget.insert(Budget(lane="issuer:iss-new", key="account", total=1, orders=1, at=NOW, until=NOW))
     assert (await client.delete(f"{ISSUERS}/iss-new")).status_code == 204
     assert await Budget.count() == 0

@@ -125,7 +125,7 @@ async def test_a_message_is_sent_and_says_so(client, engine):
         await tell(NOTICE)
         job = await claimed()
         again = datetime(2099, 1, 1, tzinfo=UTC)
-        await failed(job.request["notification_id"], "HTTP 503", over=False, next_retry_at=again)
+        await failed(job.request["notification_id"], "HTTP 503", again)
         await send(job, CallRun(job.id, datetime.now(UTC) + LEASE), engine.instances)
         assert peer.requests[0].json()["subject"] == "Renewal failed"
     told = await only(client)
@@ -137,11 +137,11 @@ async def test_a_message_that_fails_is_tried_again_until_it_is_dead(client):
     await made(client)
     await tell(NOTICE)
     job, again = await claimed(), datetime(2099, 1, 1, tzinfo=UTC)
-    await failed(job.request["notification_id"], "HTTP 503", over=False, next_retry_at=again)
+    await failed(job.request["notification_id"], "HTTP 503", again)
     told = await only(client)
     assert (told["status"], told["retry_count"], told["next_retry_at"]) == ("failed", 1, "2099-01-01T00:00:00Z")
     assert told["error"] == told["last_error"] == "HTTP 503"
-    await failed(job.request["notification_id"], "HTTP 410", over=True, next_retry_at=None)
+    await failed(job.request["notification_id"], "HTTP 410", None)
     told = await only(client)
     assert (told["status"], told["retry_count"], told["error"]) == ("dead", 2, "HTTP 410")
     assert "next_retry_at" not in told
@@ -154,7 +154,7 @@ async def test_what_was_read_stays_read(client):
     for _ in range(2):
         answer = await client.post(f"{NOTIFICATIONS}/{told['id']}/read")
         assert (answer.status_code, answer.json()) == (200, {"status": "marked_as_read"})
-    await failed((await claimed()).request["notification_id"], "late", over=True, next_retry_at=None)
+    await failed((await claimed()).request["notification_id"], "late", None)
     assert (await client.get(f"{NOTIFICATIONS}/{told['id']}")).json()["status"] == "read"
     assert (await client.post(f"{NOTIFICATIONS}/notif-no/read")).status_code == 404
     assert (await client.get(f"{NOTIFICATIONS}/notif-no")).status_code == 404

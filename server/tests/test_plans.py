@@ -17,6 +17,8 @@ import pytest
 from certctl_core import plugins
 from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db, engine
+from certctl_server.agents import budget, waiting
+from certctl_server.agents.tables import Agent, AgentGroup, AgentGroupWait
 from certctl_server.audit import chain, entries
 from certctl_server.audit.archives import archive
 from certctl_server.audit.export import verifiable
@@ -356,6 +358,32 @@ async def pg_walks(text, args, tables):
         whole = name and name not in partial and not (node.get("Index Cond") or limited)
         if node.get("Relation Name") in tables and (node["Node Type"] == "Seq Scan" or whole):
             yield f"{node['Relation Name']}: {node['Node Type']} {name or ''} {node.get('Filter', '')}"
+
+
+async def test_a_line_before_a_full_group_is_not_walked(database):
+    times = {"created_at": db.now(), "updated_at": db.now()}
+    await AgentGroup.insert(AgentGroup(id="g", name="g", max_concurrent_deployments=1, **times))
+    asked = {"since": db.now(), "asked_at": db.now()}
+    for start in range(0, 3 * BIG, BIG):
+        ids = [f"ag-{n}" for n in range(start, start + BIG)]
+        await Agent.insert(*(Agent(id=id, name=id, registered_at=db.now(), **times) for id in ids))
+        await AgentGroupWait.insert(*(AgentGroupWait(group_id="g", agent_id=id, **asked) for id in ids))
+    if database == "postgres":
+        await db.fetch(db.Sql("ANALYZE"))
+    walks = lite_walks if database == "sqlite" else pg_walks
+    group, some = json.dumps(["g"]), json.dumps(["ag-1", "ag-2"])
+    for statement, *args in (
+        (budget.GROUPS, "ag-1"),
+        (budget.OPEN, group),
+        (budget.AHEAD, group, "ag-1", budget.NOT_SINCE, 1),
+        (budget.WAIT, group, "ag-1", budget.NOT_SINCE),
+        (budget.SERVED, "ag-1"),
+        (budget.HEAD, "g", budget.NOT_SINCE, budget.WOKEN),
+        (budget.FORGET, -3600),
+        (waiting.SOON, some, 5, budget.NOT_SINCE),
+    ):
+        text = statement.text(database)
+        assert [each async for each in walks(text, args, {"agent", "agent_group_wait"})] == [], text
 
 
 @pytest.mark.timeout(600)

@@ -24,7 +24,7 @@ from certctl_server.issuers.tables import Issuer as IssuerRow
 from certctl_server.jobs import bell, issue
 from certctl_server.jobs.state import cancel, claim
 from certctl_server.jobs.sweeper import Sweeper, time_out
-from certctl_server.jobs.tables import Job
+from certctl_server.jobs.tables import Job, Lane
 from certctl_server.notices.tables import Notifier
 from certctl_server.rules.tables import CertificateProfile
 from certctl_server.settings import Job as JobSettings
@@ -208,12 +208,29 @@ async def test_a_slow_issuer_keeps_no_other_waiting(runner, ctx):
     await issuer("iss-slow", "Slow")
     for n in range(24):
         await ordered(f"s{n}.example", issuer="iss-slow")
+    await Lane.update(concurrency=25).where(Lane.name == SLOW)
     _, quick = await ordered("a.example")
     bell.ring(SLOW)
     await until(lambda: Job.exists().where(Job.lane == SLOW, Job.status == "Running"))
     bell.ring(LOCAL)
     await until(lambda: job_in(quick, "Completed"))
     assert await Job.exists().where(Job.lane == SLOW, Job.attempts == 0)
+
+
+async def test_an_issuer_without_limits_runs_as_many_jobs_at_once_as_the_setting_says(runner, ctx, monkeypatch):
+    monkeypatch.setattr(Slow, "seconds", 2)
+    ctx.settings = ctx.settings.model_copy(update={"renewal_concurrency": 2})
+    ctx.plugins.issuers["Slow"] = Slow
+    await issuer("iss-slow", "Slow")
+    for n in range(6):
+        await ordered(f"s{n}.example", issuer="iss-slow")
+    bell.ring(SLOW)
+    running = (Job.lane == SLOW) & (Job.status == "Running")
+    await until(lambda: Job.count().where(running))
+    for _ in range(10):
+        bell.ring(SLOW)
+        await asyncio.sleep(0.05)
+    assert await Job.count().where(running) == 2
 
 
 async def test_an_error_of_the_system_in_a_connector_is_the_connectors_bug(runner, ctx):

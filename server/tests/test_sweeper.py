@@ -1,9 +1,10 @@
 import asyncio
+import socket
 from datetime import timedelta
 
 import pytest
 from certctl_core.job import JobState, JobType
-from certctl_server import db
+from certctl_server import db, engine
 from certctl_server.audit.record import SYSTEM
 from certctl_server.db import clock
 from certctl_server.jobs import bell
@@ -108,6 +109,15 @@ async def test_the_only_process_takes_back_at_its_start_what_workers_held(databa
     await Sweeper(runs(), LEASE, alone=True).first()
     assert await state(job) == ("Pending", 1, "")
     assert await state(agents) == ("Running", 0, "agent:ag-1")
+
+
+async def test_a_worker_is_never_taken_for_an_agent_whatever_its_machine_is_called(ctx, grounds, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "agent")
+    owner = (await engine.start(ctx, engine.Part.WORKERS)).runner.owner
+    await engine.stop()
+    job = await claimed(owner)
+    await Sweeper(runs(), LEASE, alone=True).first()
+    assert await state(job) == ("Pending", 1, "")
 
 
 async def test_one_of_many_is_not_the_only_process(sweeper):

@@ -15,7 +15,7 @@ from certctl_server.jobs.tables import Job
 from certctl_server.leader import Leadership
 from certctl_server.notices.tables import Notification
 from certctl_server.rules.tables import RenewalPolicy
-from server_flow import aged
+from server_flow import aged, job_in, until
 
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
 POLICY = "/api/v1/renewal-policies/rp-default"
@@ -189,11 +189,19 @@ async def test_a_person_can_begin_a_renewal_that_waits(fleet, leadership):
     await aged(id, 90 * DAY, 20 * DAY)
     await scan(leadership)
     job = await one(fleet, id, "Renewal")
+    assert job["urgent_at"]
     assert (await fleet.post(f"certificates/{id}/renew", force=True)).status_code == 409
     answer = await fleet.post(f"certificates/{id}/renew")
     assert (answer.status_code, answer.json()["job_ids"]) == (202, [job["id"]])
     assert [item["id"] for item in await machine.work()] == [job["id"]]
     assert (await fleet.post(f"certificates/{id}/renew")).status_code == 409
+    begun = await one(fleet, id, "Renewal")
+    await machine.csr(id, "a.example")
+    await until(lambda: job_in(job["id"], "Completed"))
+    assert (await fleet.post(f"certificates/{id}/renew")).status_code == 202
+    fresh = await one(fleet, id, "Renewal", status="AwaitingCSR")
+    alike = ("priority", "urgency", "urgent_at", "requested_by", "request", "opens_at", "window_at", "status")
+    assert [begun[name] for name in alike] == [fresh[name] for name in alike]
 
 
 async def overridden():

@@ -16,7 +16,7 @@ from certctl_server.agents.health import SKEW_MS
 from certctl_server.audit import sealer, witness
 from certctl_server.db.migrate import missing, unknown
 from certctl_server.doctor_findings import Finding, State
-from certctl_server.issuers.service import STATUS
+from certctl_server.jobs import lanes
 from certctl_server.leader import NAME
 from certctl_server.settings import Settings
 
@@ -29,7 +29,9 @@ VERSION = db.Sql(
 )
 LEADER = db.Sql("SELECT owner, epoch, (lease_until > {now}) AS leads FROM lease WHERE name = $1")
 LOOPS = db.Sql("SELECT name, last_error, (late_at <= {now}) AS late FROM loop_beat ORDER BY name")
-ISSUERS = db.Sql(f"SELECT item.id, {STATUS} AS status FROM issuer item WHERE item.enabled ORDER BY item.id")  # noqa: S608  # ours
+ISSUERS = db.Sql(
+    f"SELECT item.id, {lanes.status_in_sql('issuer')} AS status FROM issuer item WHERE item.enabled ORDER BY item.id"  # noqa: S608  # ours
+)
 CHAINS = db.Sql(
     """
     SELECT i.id, v.pem_chain FROM issuer i JOIN certificate_version v ON v.id = (

@@ -7,6 +7,7 @@ that finds no room waits in line: places go to those who asked first, for as lon
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import timedelta
 
 from certctl_server import db
@@ -21,6 +22,7 @@ FRESH = timedelta(seconds=15)
 """A place in line is written down again only when it is older than this."""
 NOTED = timedelta(minutes=5)
 WOKEN = 5
+"""So many at the head of a line are woken; the others behind them are not, nor are they counted further than this."""
 #: The groups with a bound that agent $1 is in, locked in one order.
 _GROUPS = f"""
     SELECT g.id, g.max_concurrent_deployments AS most, w.since, w.asked_at
@@ -29,26 +31,36 @@ _GROUPS = f"""
     WHERE g.max_concurrent_deployments IS NOT NULL AND {MEMBER} ORDER BY g.id
 """  # noqa: S608  # ours
 GROUPS = db.Sql(postgres=f"{_GROUPS} FOR NO KEY UPDATE OF g", sqlite=_GROUPS)
-# A lease of an offer that is over holds nothing; one of a run ends with the run (jobs/sweeper.py).
+# A lease of an offer that is over holds nothing; one of a run ends with the run (jobs/sweeper.py). The agent of each
+# change is looked up: joined, PostgreSQL would go through all agents.
 _OPEN = f"""
     SELECT g.id, count(*) AS changes FROM (
             SELECT agent_id FROM job WHERE lane = '' AND status = 'Running' AND type = 'Deployment'
             UNION ALL SELECT agent_id FROM job WHERE offered_until > {{now}} AND status = 'Pending') change
-        JOIN agent a ON a.id = change.agent_id JOIN agent_group g ON g.id IN ({{ids:$1}}) {SAID}
-    WHERE {MEMBER} GROUP BY g.id
+        JOIN agent_group g ON (SELECT {MEMBER} FROM agent a {SAID} WHERE a.id = change.agent_id)
+    WHERE g.id IN ({{ids:$1}}) GROUP BY g.id
 """  # noqa: S608  # ours
 # The plus takes the index on status out of SQLite's choice: it would walk all jobs that wait.
 OPEN = db.Sql(postgres=_OPEN, sqlite=_OPEN.replace("AND status = 'Pending'", "AND +status = 'Pending'"))
+# Counted no further than $4: a line is never walked, however long it is.
 AHEAD = db.Sql(
     """
-    SELECT w.group_id AS id, count(*) AS waiting FROM agent_group_wait w
-        LEFT JOIN agent_group_wait mine ON mine.group_id = w.group_id AND mine.agent_id = $2
-    WHERE w.group_id IN ({ids:$1}) AND w.agent_id <> $2 AND w.asked_at > {after:$3}
-        AND (mine.since IS NULL OR mine.asked_at <= {after:$3} OR w.since < mine.since
-            OR (w.since = mine.since AND w.agent_id < $2))
-    GROUP BY w.group_id
+    SELECT g.id, (SELECT count(*) FROM (SELECT 1 FROM agent_group_wait w WHERE w.group_id = g.id AND w.agent_id <> $2
+        AND w.asked_at > {after:$3} AND (w.since, w.agent_id) < (coalesce(mine.since, (SELECT {now})), $2)
+        ORDER BY w.since, w.agent_id LIMIT $4) ahead) AS waiting
+    FROM agent_group g LEFT JOIN agent_group_wait mine
+        ON mine.group_id = g.id AND mine.agent_id = $2 AND mine.asked_at > {after:$3}
+    WHERE g.id IN ({ids:$1})
     """
 )
+#: Agents among those of the JSON array $1 that are in line, but not at its head; $3 is NOT_SINCE.
+BEHIND = f"""
+    SELECT w.agent_id FROM agent_group_wait w JOIN agent_group g ON g.id = w.group_id
+    WHERE w.agent_id IN ({{ids:$1}}) AND w.asked_at > {{after:$3}} AND g.max_concurrent_deployments IS NOT NULL
+        AND {WOKEN} = (SELECT count(*) FROM (SELECT 1 FROM agent_group_wait o WHERE o.group_id = w.group_id
+            AND o.asked_at > {{after:$3}} AND (o.since, o.agent_id) < (w.since, w.agent_id)
+            ORDER BY o.since, o.agent_id LIMIT {WOKEN}) ahead)
+"""  # noqa: S608  # ours
 # Who has not asked for long starts anew at the end of the line.
 WAIT = db.Sql(
     """
@@ -67,7 +79,14 @@ NOT_SILENT = db.Sql(
         AND status = 'Pending' AND scheduled_at <= {after:$2}
     """
 )
-LINE = db.Sql("SELECT agent_id FROM agent_group_wait WHERE asked_at > {after:$1} ORDER BY since LIMIT $2")
+CAPPED = db.Sql(_GROUPS)
+HEAD = db.Sql(
+    """
+    SELECT agent_id FROM agent_group_wait WHERE group_id = $1 AND asked_at > {after:$2}
+    ORDER BY since, agent_id LIMIT $3
+    """
+)
+FORGET = db.Sql("DELETE FROM agent_group_wait WHERE asked_at <= (SELECT {after:$1})")
 
 
 async def room(agent_id: str, wanted: int) -> int:
@@ -77,16 +96,18 @@ async def room(agent_id: str, wanted: int) -> int:
     """
     if not (groups := await db.fetch(GROUPS, agent_id)):
         return wanted
-    ids = json.dumps([group["id"] for group in groups])
-    taken = {row["id"]: row["changes"] for row in await db.fetch(OPEN, ids)}
-    ahead = {row["id"]: row["waiting"] for row in await db.fetch(AHEAD, ids, agent_id, NOT_SINCE)}
-    free = {group["id"]: group["most"] - taken.get(group["id"], 0) - ahead.get(group["id"], 0) for group in groups}
-    places = max(0, min(wanted, *map(int, free.values())))
+    unused = await _unused(groups)
+    free = dict(unused)
+    if some := [id for id in unused if unused[id] > 0]:
+        for row in await db.fetch(AHEAD, json.dumps(some), agent_id, NOT_SINCE, max(unused.values())):
+            free[row["id"]] -= row["waiting"]
+    places = max(0, min(wanted, *free.values()))
     if places < wanted:
         await db.fetch(NOT_SILENT, agent_id, -NOTED.total_seconds())
     if places:
         # With what it got it has had its turn, whatever else it waits for.
         await db.fetch(SERVED, agent_id)
+        await _wake(id for id in unused if unused[id] > places)
     elif full := [group for group in groups if free[group["id"]] <= 0 and not _asked_just_now(group)]:
         await db.fetch(WAIT, json.dumps([group["id"] for group in full]), agent_id, NOT_SINCE)
     return places
@@ -100,11 +121,25 @@ async def may_start(agent_id: str) -> bool:
     """Whether an agent may begin a change whose offer it let run out: its place may be somebody else's by now."""
     if not (groups := await db.fetch(GROUPS, agent_id)):
         return True
+    return all(places > 0 for places in (await _unused(groups)).values())
+
+
+async def _unused(groups: list[db.Row]) -> dict[str, int]:
     taken = {row["id"]: row["changes"] for row in await db.fetch(OPEN, json.dumps([group["id"] for group in groups]))}
-    return all(group["most"] > taken.get(group["id"], 0) for group in groups)
+    return {group["id"]: group["most"] - taken.get(group["id"], 0) for group in groups}
 
 
-async def vacated() -> None:
-    """Wake those who wait longest: a change has come to its end."""
-    for row in await db.fetch(LINE, NOT_SINCE, WOKEN):
-        bell.ring_agent(row["agent_id"])
+async def vacated(agent_id: str) -> None:
+    """Wake those who wait longest for a place in the groups of an agent of which a change has come to its end."""
+    await _wake(group["id"] for group in await db.fetch(CAPPED, agent_id))
+
+
+async def _wake(group_ids: Iterable[str]) -> None:
+    for id in group_ids:
+        for row in await db.fetch(HEAD, id, NOT_SINCE, WOKEN):
+            bell.ring_agent(row["agent_id"])
+
+
+async def forget() -> None:
+    """Take those out of their lines who have stopped asking."""
+    await db.fetch(FORGET, NOT_SINCE)

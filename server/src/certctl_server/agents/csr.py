@@ -106,9 +106,12 @@ async def _job(agent_id: str, certificate_id: str, csr: CheckedCsr, actor: Actor
         fitting = same or [row for row in await db.fetch(ALL_WAITING, agent_id) if _named(row, csr)]
         return fitting[0] if len(fitting) == 1 else None
     rows = await db.fetch(WAITING, agent_id, certificate_id)
-    for row in rows:
-        if row["csr_sha256"] == csr.sha256 or (row["status"] == JobState.AWAITING_CSR and not row["csr_sha256"]):
-            return row
+    sent = [row for row in rows if row["csr_sha256"] == csr.sha256]
+    # One that comes again because its answer was lost is no answer to the order that is newer.
+    known = [row for row in sent if row["version_id"] or row["place"]]
+    waiting = [row for row in rows if row["status"] == JobState.AWAITING_CSR and not row["csr_sha256"]]
+    if found := [*known, *waiting, *sent]:
+        return found[0]
     if not (served := await db.fetch(SERVES, agent_id, certificate_id)):
         raise not_found("Certificate")
     if served[0]["revoked_at"] or served[0]["archived_at"] or any(row["place"] for row in rows):

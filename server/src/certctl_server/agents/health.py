@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from certctl_server import db
+from certctl_server.agents.budget import forget
 from certctl_server.audit.record import SYSTEM, Event, record
 from certctl_server.leader import Leadership
 
@@ -64,6 +65,7 @@ async def watch(leadership: Leadership) -> datetime | None:
     """Bring every agent's status up to date; return when the next one may fall silent."""
     now = db.now()
     async with leadership.leading():
+        await forget()
         rows = await db.fetch(AGENTS)
         beats = {row["id"]: row["last_heartbeat_at"] for row in rows if row["last_heartbeat_at"]}
         fresh = {id: at for id, at in beats.items() if now - at <= SILENCE}

@@ -15,6 +15,8 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
+from certctl_server.agents.tables import SCANNER
+
 RELEASE_NUMBERS, DIGITS = 6, 9
 PHASES = {"a": 1, "b": 2, "rc": 3}
 FINAL = 4
@@ -23,13 +25,13 @@ LOWEST, HIGHEST = "0", ":"
 COMPARISON = re.compile(r"(>=|<=|==|!=|>|<|=)?\s*(\S+)\Z")
 
 #: Whether agent ``a`` is a member of group ``g``; ``m`` is its row in agent_group_member, if it has one.
-MEMBER = """(m.membership_type = 'include' OR (m.membership_type IS NULL AND g.enabled AND g.has_criteria
-    AND a.retired_at IS NULL AND a.id <> 'server-scanner'
+MEMBER = f"""(m.membership_type = 'include' OR (m.membership_type IS NULL AND g.enabled AND g.has_criteria
+    AND a.retired_at IS NULL AND a.id <> '{SCANNER}'
     AND (g.os_key = '' OR a.os_key = g.os_key)
     AND (g.architecture_key = '' OR a.architecture_key = g.architecture_key)
     AND (g.ip_from = '' OR (a.ip_key >= g.ip_from AND a.ip_key <= g.ip_until))
     AND (g.version_from = '' OR (a.version_key >= g.version_from AND a.version_key < g.version_until
-        AND a.version_key NOT IN ({ids:g.version_not})))))"""
+        AND a.version_key NOT IN ({{ids:g.version_not}})))))"""
 
 
 KEYS = ("os_key", "architecture_key", "ip_key", "version_key")

@@ -141,9 +141,7 @@ async def _again(row: db.Row, missed: int) -> None:
         for each in await fitting([row["certificate_id"]])
         if (each["target_id"], each["version_id"]) == (row["target_id"], row["version_id"])
     ]
-    wait = retry_wait(
-        JobType.DEPLOYMENT, Cause.DEPLOYMENT, missed, cap=PATIENCE, retry_after=None, jitter=random.random()
-    )
+    wait = retry_wait(JobType.DEPLOYMENT, Cause.DEPLOYMENT, missed, retry_after=None, jitter=random.random())
     await deploy(same, actor=SYSTEM, after=wait)
     if missed == TRIES:
         subject = f"{row['name']} is not served by {row['target_id']}"

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from certctl_server import db
 from certctl_server.agents.groups import note_keys
+from certctl_server.agents.tables import SCANNER
 from certctl_server.audit.record import Actor, audited
 from certctl_server.auth.keys import create_key, spend_token
 from certctl_server.auth.principal import Principal
@@ -13,7 +14,7 @@ from certctl_server.auth.roles import Role
 from certctl_server.errors import conflict
 from certctl_server.ids import new_id
 
-RESERVED = frozenset({"retired", "tokens", "server-scanner"})
+RESERVED = frozenset({"retired", "tokens", SCANNER})
 """Ids that the API uses for something else."""
 ACTORS = frozenset(
     {"system", "anonymous", "admin", "local", "enrolment", "api-key-user", "est-client", "certctl-server"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from certctl_core.job import Cause, JobState, JobType, retry_wait
+from certctl_core.job import ORDER_PACE, Cause, JobState, JobType, retry_wait
 
 from certctl_server import db
 from certctl_server.agents.budget import may_start, vacated
@@ -21,12 +21,11 @@ from certctl_server.certificates.rollout_state import poke
 from certctl_server.certificates.status import TRIES, hold, hold_of, settle
 from certctl_server.errors import conflict, not_found
 from certctl_server.jobs import bell
-from certctl_server.jobs.failure import SAY, order_failed
+from certctl_server.jobs.failure import failed
 from certctl_server.jobs.state import move, release
 from certctl_server.jobs.tables import Job
 from certctl_server.notices.tell import Notice, tell
 
-HOUR = timedelta(hours=1)
 #: What an agent may say of itself.
 SAID = ("version", "hostname", "os", "architecture", "ip_address")
 BEAT = db.update_rows(
@@ -133,7 +132,7 @@ async def _restarted(agent_id: str) -> None:
     await hold_of(where & (Job.status == JobState.RUNNING))
     moved = await release(where, reason="the agent started again")
     await db.fetch(ANEW, agent_id)
-    await vacated()
+    await vacated(agent_id)
     await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
     bell.ring_agent(agent_id)
     bell.poke("job retry")
@@ -162,7 +161,7 @@ async def report(agent_id: str, job_id: str, said: Report, lease: timedelta, act
         elif open_deployment:
             await _running(agent_id, row, lease, actor)
             await (_deployed(row, actor) if said.status is JobState.COMPLETED else _not_deployed(row, said, actor))
-            await vacated()
+            await vacated(agent_id)
         elif said.status is JobState.FAILED and row["status"] == JobState.AWAITING_CSR and not row["csr_sha256"]:
             await _no_csr(row, said, actor)
         else:
@@ -229,13 +228,12 @@ async def _not_deployed(row: db.Row, said: Report, actor: Actor) -> None:
         }
         if wait is not None:
             facts["next_retry_at"] = db.now() + wait
-        await _must(await move(Job.id == row["id"], JobState.RUNNING, JobState.FAILED, actor=actor, **facts))
-        bell.poke("job retry")
-        failed = await db.fetch(STAYED, row["certificate_id"], row["target_id"], row["id"])
-        await db.fetch(SAY, row["certificate_id"], error)
-        await settle([row["certificate_id"]])
+        moved = await move(Job.id == row["id"], JobState.RUNNING, JobState.FAILED, actor=actor, **facts)
+        await _must(moved)
+        stayed = await db.fetch(STAYED, row["certificate_id"], row["target_id"], row["id"])
+        await failed(moved, error)
         await poke([row["certificate_id"]])
-        if failed and failed[0]["failures"] == TRIES:
+        if stayed and stayed[0]["failures"] == TRIES:
             subject = f"{row['name']} is not deployed to {row['target_id']}"
             occurrence = f"{row['version_id']}|{row['target_id']}"
             notice = Notice("DeploymentFailure", row["certificate_id"], subject, error, "critical", occurrence)
@@ -247,16 +245,16 @@ async def _no_csr(row: db.Row, said: Report, actor: Actor) -> None:
     failures = row["failures"] + 1
     error = said.error or "the agent could not make a CSR and said nothing more"
     facts: dict[str, Any] = {"last_error": error, "failures": failures}
-    type_, cap = JobType(row["type"]), timedelta(seconds=row["retry_interval_seconds"])
-    wait = _wait(type_, cause, failures, cap) if failures < row["max_attempts"] else None
+    cap = timedelta(seconds=row["retry_interval_seconds"])
+    wait = _wait(JobType(row["type"]), cause, failures, cap) if failures < row["max_attempts"] else None
     if wait is not None:
         facts["next_retry_at"] = db.now() + wait
-    await _must(await move(Job.id == row["id"], JobState.AWAITING_CSR, JobState.FAILED, actor=actor, **facts))
-    bell.poke("job retry")
-    await order_failed(row["id"], type_, row["certificate_id"], error, over=wait is None)
+    moved = await move(Job.id == row["id"], JobState.AWAITING_CSR, JobState.FAILED, actor=actor, **facts)
+    await _must(moved)
+    await failed(moved, error)
 
 
-def _wait(kind: JobType, cause: Cause, failures: int, cap: timedelta = HOUR) -> timedelta | None:
+def _wait(kind: JobType, cause: Cause, failures: int, cap: timedelta = ORDER_PACE) -> timedelta | None:
     return retry_wait(kind, cause, failures, cap=cap, retry_after=None, jitter=random.random())  # a spread
 
 

@@ -14,7 +14,7 @@ from certctl_server.agents.csr import submit
 from certctl_server.agents.health import AgentStatus
 from certctl_server.agents.register import register
 from certctl_server.agents.reports import SAID, Beat, Report, heartbeat, report, retrieved
-from certctl_server.agents.tables import Agent
+from certctl_server.agents.tables import SCANNER, Agent
 from certctl_server.agents.work import WorkItem, certificate_for, offers, seen
 from certctl_server.audit.record import Event, audited, record
 from certctl_server.auth.keys import create_token, rotate_agent_key
@@ -115,7 +115,7 @@ AGENTS = listed(
         **{name: equal(f"item.{name}") for name in ("os", "architecture", "version", "name")},
     },
     keys={"created_at": Key("item.created_at", "time", may_be_empty=False)},
-    shown=Where("item.id <> {}", ("server-scanner",)),
+    shown=Where("item.id <> {}", (SCANNER,)),
     tallies=[tallied("agent", status="status")],
 )
 TOKEN_FIELDS = ("id", "name", "max_uses", "uses", "expires_at", "created_at", "created_by", "last_used_at")
@@ -237,7 +237,6 @@ async def beat(id: FromPath[str], request: Req, ctx: Ctx) -> HeartbeatRecorded:
         raise Refused(HTTPStatus.FORBIDDEN, "Only the agent's own key may do this")
     body = await new(request, HeartbeatBody)
     said = Beat({name: getattr(body, name) for name in SAID}, body.capabilities, body.local_time, body.boot_id)
-    mark_idle(request)
     return {"status": "heartbeat_recorded", "server_time": await heartbeat(row, said)}
 
 

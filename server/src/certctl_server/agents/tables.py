@@ -5,6 +5,9 @@ from piccolo.table import Table
 
 from certctl_server.resource import Resource
 
+SCANNER = "server-scanner"
+"""The agent that stands for the server's own scans: it is no machine, and is not listed."""
+
 
 class Agent(Resource):
     """One daemon. ``capabilities`` is a JSON list, NULL for an agent that sends none.

@@ -52,7 +52,7 @@ class Event:
 
 async def record(events: Iterable[Event]) -> None:
     """Write ``events`` in the present transaction, or in one of their own."""
-    now = db.now().isoformat(sep=" ", timespec="microseconds")
+    now = db.text_of(db.now())
     rows = [
         {
             "id": new_id("audit"),

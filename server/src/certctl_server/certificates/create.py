@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from certctl_core.certificate import Status
-from certctl_core.job import JobType
+from certctl_core.job import TELLING, JobType
 from certctl_core.names import San, SanKind, normalise_sans, parse_san
 from certctl_core.profile import DEFAULT, check_names
 from piccolo.columns import Column
@@ -245,14 +245,18 @@ def _as_wanted(row: Mapping[str, Any], target_ids: Sequence[str]) -> Wanted:
 
 
 async def archive(row: db.Row, actor: Actor) -> None:
-    """Put a certificate away: its open jobs are called off, the row stays listed. Twice is a success."""
+    """Put a certificate away: its open jobs are called off, but for what a CA or people are still to be told.
+
+    The row stays listed. Twice is a success.
+    """
     if row["archived_at"] is not None:
         return
     async with audited(actor, "certificate_archived", "certificate", row["id"]):
         await hold([row["id"]])
         await db.fetch(ARCHIVE, row["id"])
         await call_off([row["id"]])
-        await cancel(Job.certificate_id == row["id"], actor=actor, reason="the certificate was archived")
+        its_own = (Job.certificate_id == row["id"]) & Job.type.not_in(list(TELLING))
+        await cancel(its_own, actor=actor, reason="the certificate was archived")
         await review([row["id"]], actor)
         await settle([row["id"]], actor=actor)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -76,7 +76,6 @@ class Order:
     automatic: bool = False
     """Nobody asked for it: a Renewal then waits for a maintenance window."""
     priority: int = NORMAL
-    request: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +158,7 @@ def _job(row: db.Row, asked: Order) -> tuple[NewJob, Expiring | None]:
         priority=URGENT if late else asked.priority,
         urgent_at=None if late else urgent_at,
         max_attempts=max(1, row["max_retries"]),
-        request={**asked.request, "force": asked.force} | ({"automatic": True} if asked.automatic else {}),
+        request={"force": asked.force} | ({"automatic": True} if asked.automatic else {}),
         **held,
     )
     return job, expiring if overrides else None

@@ -13,7 +13,7 @@ from certctl_server.certificates.status import flip, postpone, settle
 from certctl_server.leader import Leadership
 
 BATCH = 10_000
-"""In one transaction, by some twenty statements."""
+"""In one transaction."""
 DUE = db.Sql(
     """
     SELECT id, (version_id IS NOT NULL OR was_active) AS issued FROM certificate

@@ -132,7 +132,7 @@ async def revoke_held(rows: Sequence[db.Row], asked: Revocation) -> dict[str, st
         id: max((told[each["issuer_id"]] for each in some), key=STATES.index, default="confirmed")
         for id, some in by_certificate.items()
     }
-    await _write_revocations(versions, asked.reason, told)
+    await write_revocations(versions, asked.reason, told)
     await _note(states, asked.reason)
     await _tell_issuers([each for each in versions if told[each["issuer_id"]] == "pending"], asked)
     await settle(ids, actor=asked.actor)
@@ -164,8 +164,9 @@ def told_state(plugins: Plugins, kind: str) -> str:
     return "pending" if cls is None or issubclass(cls, Revoker) else "failed"
 
 
-async def _write_revocations(versions: Sequence[db.Row], reason: str, told: Mapping[str, str]) -> None:
-    now = str(db.now())
+async def write_revocations(versions: Sequence[Mapping[str, Any]], reason: str, told: Mapping[str, str]) -> None:
+    """Note that versions are revoked, and how far each issuer knows of it; a compromised key is never taken again."""
+    now = db.text_of(db.now())
     rows = [
         {
             "id": new_id("rev"),
@@ -188,7 +189,7 @@ async def _write_revocations(versions: Sequence[db.Row], reason: str, told: Mapp
 
 
 async def _note(states: Mapping[str, str], reason: str) -> None:
-    now = str(db.now())
+    now = db.text_of(db.now())
     same = {"revocation_reason": reason, "revoked_at": now, "updated_at": now}
     await db.fetch(REVOKED, json.dumps([{"id": id, "revocation_state": state, **same} for id, state in states.items()]))
 

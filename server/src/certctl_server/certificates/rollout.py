@@ -15,7 +15,6 @@ from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Actor, Event, record
 from certctl_server.certificates.rollout_state import (
     HALTED,
-    LOOP,
     ROW,
     RUNNING,
     await_again,
@@ -31,7 +30,6 @@ from certctl_server.certificates.rollout_state import (
 from certctl_server.certificates.status import TRIES, hold, settle
 from certctl_server.certificates.timing import PUT_BACK
 from certctl_server.certificates.versions import CALLED_OFF, deploy, fitting
-from certctl_server.jobs import bell
 from certctl_server.jobs.state import cancel
 from certctl_server.jobs.tables import Job
 from certctl_server.leader import Leadership
@@ -42,8 +40,8 @@ AT_LATEST = timedelta(minutes=10)
 """How often a rollout is looked at that nothing else wakes."""
 DUE = db.Sql("SELECT certificate_id FROM rollout WHERE due_at <= {now} ORDER BY due_at LIMIT $1")
 NEXT = db.Sql("SELECT min(due_at) AS due_at FROM rollout WHERE due_at IS NOT NULL")
-OF = """SELECT r.*, c.name, c.version_id FROM rollout r JOIN certificate c ON c.id = r.certificate_id
-    WHERE r.certificate_id IN ({ids:$1})"""
+ROLLOUTS = "SELECT r.*, c.name, c.version_id FROM rollout r JOIN certificate c ON c.id = r.certificate_id"
+OF = f"{ROLLOUTS} WHERE r.certificate_id IN ({{ids:$1}})"
 UNDER_WAY = db.Sql(f"{OF} AND r.status = 'Running'")
 HALTED_ONES = db.Sql(f"{OF} AND r.status = 'Halted'")
 _FAILED = f"state = 'failed', failures = CASE WHEN failures < {TRIES} THEN {TRIES} ELSE failures END"
@@ -61,10 +59,7 @@ ALL_HELD_GIVEN_UP = db.Sql(
         WHERE r.status = 'Running' AND h.wave IS NULL)
     """  # noqa: S608  # ours
 )
-ALL_UNDER_WAY = db.Sql(
-    """SELECT r.*, c.name, c.version_id FROM rollout r JOIN certificate c ON c.id = r.certificate_id
-    WHERE r.status = 'Running' ORDER BY r.certificate_id"""
-)
+ALL_UNDER_WAY = db.Sql(f"{ROLLOUTS} WHERE r.status = 'Running' ORDER BY r.certificate_id")
 HALT_ALL = db.Sql("UPDATE rollout SET status = 'Halted', due_at = NULL, reason = $1 WHERE status = 'Running'")
 SAY = db.update_rows("certificate", "id", {"last_error": "text"})
 
@@ -261,7 +256,6 @@ async def release(certificate_id: str, target_id: str, actor: Actor) -> None:
         chosen = [row for row in held if row["target_id"] == target_id]
         rollouts = await db.fetch(db.Sql(OF), json.dumps([certificate_id])) if chosen else []
         await put_targets([row | {"wave": rollout["wave"]} for row in chosen for rollout in rollouts])
-        bell.poke(LOOP)
         return
     for rollout in await db.fetch(HALTED_ONES, json.dumps([certificate_id])):
         now = db.now()

@@ -21,6 +21,7 @@ from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Event, record
 from certctl_server.certificates.status import TRIES
 from certctl_server.jobs import bell
+from certctl_server.jobs.create import deployment_place, order_place, place_in_sql
 
 LOOP = "rollouts"
 RUNNING, HALTED = "Running", "Halted"
@@ -72,14 +73,14 @@ AWAITS = db.with_rows(
     """,
 )
 TARGETS = db.Sql(
-    """
+    f"""
     SELECT m.certificate_id, m.target_id, t.agent_id, m.state, m.failures, m.version_id AS there,
         m.not_before AS there_from, m.not_after AS there_until, h.version_id, h.previous_version_id, h.wave,
         v.not_after, v.revoked_at, v.agent_id AS made_for,
         b.not_after AS previous_until, b.revoked_at AS previous_revoked_at,
         j.id AS job_id, j.status AS job_status, j.scheduled_at, j.started_at, j.next_retry_at, j.request,
         EXISTS (SELECT 1 FROM job o
-            WHERE o.place = 'order|' || m.certificate_id || '|' || t.agent_id) AS expected,
+            WHERE o.place = {place_in_sql(order_place, "m.certificate_id", "t.agent_id")}) AS expected,
         EXISTS (SELECT 1 FROM agent_key k JOIN agent a ON a.id = k.agent_id WHERE k.agent_id = t.agent_id
             AND k.certificate_id = m.certificate_id AND k.public_key_sha256 <> b.public_key_sha256
             AND coalesce(a.capabilities, '[]') = '[]') AS key_lost
@@ -87,10 +88,10 @@ TARGETS = db.Sql(
         LEFT JOIN rollout_target h ON h.certificate_id = m.certificate_id AND h.target_id = m.target_id
         LEFT JOIN certificate_version v ON v.id = h.version_id
         LEFT JOIN certificate_version b ON b.id = h.previous_version_id
-        LEFT JOIN job j ON j.place = 'deploy|' || h.version_id || '|' || h.target_id
-    WHERE m.certificate_id IN ({ids:$1}) AND t.enabled AND t.agent_id IS NOT NULL
+        LEFT JOIN job j ON j.place = {place_in_sql(deployment_place, "h.version_id", "h.target_id")}
+    WHERE m.certificate_id IN ({{ids:$1}}) AND t.enabled AND t.agent_id IS NOT NULL
     ORDER BY m.certificate_id, m.position, m.target_id
-    """
+    """  # noqa: S608  # ours
 )
 POKE = db.Sql(
     "UPDATE rollout SET due_at = {now} WHERE certificate_id IN ({ids:$1}) AND status = 'Running' RETURNING status"

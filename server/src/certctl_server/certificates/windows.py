@@ -25,6 +25,7 @@ from certctl_server.certificates.timing import (
     timed,
 )
 from certctl_server.jobs import bell
+from certctl_server.jobs.priorities import URGENT
 from certctl_server.leader import Leadership
 
 BATCH = 1000
@@ -58,12 +59,14 @@ WRITE = db.update_rows(
         "request": "text",
     },
 )
-FREE = db.Sql(
-    """
-    UPDATE job SET opens_at = NULL, window_at = NULL, scheduled_at = {now}
-    WHERE id IN ({ids:$1}) AND status = 'Pending' AND type IN ('Issuance', 'Renewal') AND opens_at > {now}
+# From now on it is what a fresh request of that person would have made.
+START = db.Sql(
+    f"""
+    UPDATE job SET opens_at = NULL, window_at = NULL, scheduled_at = {{now}}, priority = {URGENT}, urgency = {URGENT},
+        urgent_at = NULL, requested_by = $2, request = '{{"force": false}}'
+    WHERE id IN ({{ids:$1}}) AND status = 'Pending' AND type IN ('Issuance', 'Renewal') AND opens_at > {{now}}
     RETURNING id, agent_id
-    """
+    """  # noqa: S608  # ours
 )
 
 
@@ -88,7 +91,7 @@ async def time_anew(certificate_ids: Iterable[str]) -> None:
 
 async def start_now(ids: Sequence[str], actor: Actor) -> list[str]:
     """Begin those orders that wait for a window, because a person wants them; return which these are."""
-    rows = await db.fetch(FREE, json.dumps(list(ids)))
+    rows = await db.fetch(START, json.dumps(list(ids)), actor.name)
     await record(Event(actor, "job_started_outside_windows", "job", row["id"]) for row in rows)
     await ask_for_csr(((row["id"], row["agent_id"]) for row in rows), actor)
     return [row["id"] for row in rows]

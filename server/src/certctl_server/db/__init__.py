@@ -13,6 +13,7 @@ from certctl_server.db.session import follow_clock as follow_clock
 from certctl_server.db.session import insert_last as insert_last
 from certctl_server.db.session import moment as moment
 from certctl_server.db.session import present as present
+from certctl_server.db.session import text_of as text_of
 from certctl_server.db.session import transaction as transaction
 from certctl_server.db.session import when_clock_jumps as when_clock_jumps
 from certctl_server.db.sql import Sql as Sql

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -178,3 +178,8 @@ async def moment(sql: Sql, *args: Any) -> datetime | None:
 def as_moment(value: datetime | str) -> datetime:
     """Return a moment that came out of an expression: SQLite gives it as text, for it types columns only."""
     return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
+def text_of(moment: datetime) -> str:
+    """Return a moment as SQLite stores it, and as rows that go in as JSON have it."""
+    return moment.astimezone(UTC).isoformat(sep=" ", timespec="microseconds")

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from certctl_core.job import JobState
 
 from certctl_server import db
+from certctl_server.agents.tables import SCANNER
 from certctl_server.tally import statuses
 
 AHEAD = BEHIND = timedelta(days=30)
@@ -34,10 +35,10 @@ JOBS = db.Sql(
     """
 )
 VERSIONS = db.Sql(
-    """
-    SELECT version, count(*) AS n FROM agent WHERE retired_at IS NULL AND id <> 'server-scanner'
+    f"""
+    SELECT version, count(*) AS n FROM agent WHERE retired_at IS NULL AND id <> '{SCANNER}'
     GROUP BY version ORDER BY count(*) DESC, version
-    """
+    """  # noqa: S608  # ours
 )
 
 

@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import msgspec
 from certctl_core.x509 import CertificateFacts, normalise_fingerprint, read_certificate, serial_hex
+
+from certctl_server import db
 
 ALGORITHMS = ("RSA", "ECDSA", "Ed25519", "Ed448", "DSA", "ML-DSA-44", "ML-DSA-65", "ML-DSA-87")
 FORMATS = ("PEM", "DER", "network")
@@ -127,8 +129,8 @@ def _of_certificate(facts: CertificateFacts, path: str, form: str) -> Found:
         serial_number=facts.serial_number[:128],
         issuer_dn=clean(facts.issuer_dn, TEXT),
         subject_dn=clean(facts.subject_dn, TEXT),
-        not_before=_text(facts.not_before),
-        not_after=_text(facts.not_after),
+        not_before=db.text_of(facts.not_before),
+        not_after=db.text_of(facts.not_after),
         key_algorithm=clean(facts.key.algorithm, 32),
         key_size=facts.key.size,
         is_ca=facts.is_ca,
@@ -166,8 +168,4 @@ def _moment(text: str | None) -> str | None:
         return None
     if moment.tzinfo is None or moment.year <= 1:
         return None
-    return _text(moment)
-
-
-def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(sep=" ", timespec="microseconds")
+    return db.text_of(moment)

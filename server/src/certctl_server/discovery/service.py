@@ -77,13 +77,13 @@ async def take(agent_id: str, report: Reported, actor: Actor) -> DiscoveryScan:
         started_at=now - timedelta(milliseconds=duration_ms),
         completed_at=now,
     )
-    rows = [_row(each, agent_id, str(scan.id), str(now)) for each in report.found]
+    rows = [_row(each, agent_id, str(scan.id), db.text_of(now)) for each in report.found]
     told: dict[str, Any] = {"agent_id": agent_id, "found": len(report.found), "errors": report.errors}
     async with audited(actor, "discovery_scan_completed", "discovery_scan", str(scan.id), told):
         stored = await db.fetch(UPSERT, json.dumps(rows)) if rows else []
         ours = {row["id"] for row in rows}
         scan.certificates_new = told["new"] = sum(row["id"] in ours for row in stored)
-        await _link([row for row in stored if row["status"] == UNMANAGED], str(now))
+        await _link([row for row in stored if row["status"] == UNMANAGED], db.text_of(now))
         await DiscoveryScan.insert(scan)
     return scan
 

@@ -20,7 +20,6 @@ from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs import lanes
 from certctl_server.jobs.create import lane_of_issuer
 
-CONCURRENCY = 25
 RESERVED = frozenset({"iss-local"})
 """The server's own certificate comes from it."""
 LIMIT = db.Sql(
@@ -31,8 +30,6 @@ DROP_LANE = db.Sql("DELETE FROM lane WHERE name = $1")
 DROP_BUDGET = db.Sql("DELETE FROM budget WHERE lane = $1")
 FORGET = db.Sql("DELETE FROM connector_memory WHERE connector_id = $1")
 USED = db.Sql("SELECT 1 AS used FROM certificate WHERE issuer_id = $1 LIMIT 1")
-STATUS = f"""CASE WHEN item.status = 'ready' AND EXISTS (SELECT 1 FROM lane
-    WHERE lane.name = 'issuer:' || item.id AND {lanes.FAILING}) THEN 'failing' ELSE item.status END"""  # noqa: S608  # ours
 
 
 class Rate(msgspec.Struct):
@@ -46,7 +43,7 @@ class Rate(msgspec.Struct):
 class Limits(msgspec.Struct):
     """What the CA takes."""
 
-    max_concurrent: Annotated[int, msgspec.Meta(ge=1, le=1000)] = CONCURRENCY
+    max_concurrent: Annotated[int, msgspec.Meta(ge=1, le=1000)] | msgspec.UnsetType = msgspec.UNSET
     rates: Annotated[list[Rate], msgspec.Meta(max_length=32)] = msgspec.field(default_factory=list)
 
 
@@ -87,12 +84,11 @@ async def _written(change: Change) -> None:
     if change.changed("enabled"):
         await follow("issuer_id", change.id, actor=change.actor)
     lane = lane_of_issuer(change.id)
-    # Jobs before their lane: who ends one locks in this order as well.
-    if change.changed("limits"):
-        await lanes.relax(lane)
     if change.before is None or change.changed("limits"):
-        most, rates = limits.get("max_concurrent", CONCURRENCY), limits.get("rates", [])
-        await db.fetch(LIMIT, lane, most, json.dumps(rates))
+        await db.fetch(LIMIT, lane, limits.get("max_concurrent"), json.dumps(limits.get("rates", [])))
+        # With the lane held: what a claim puts off by the old rates is seen only when that claim is over. Who ends a
+        # job holds that one before the lane, but it runs, and those that run wait for no room.
+        await lanes.relax(lane)
     if change.changed("config", "type", "enabled"):
         await lanes.reset(lane)
 
@@ -122,7 +118,7 @@ ISSUERS = Family(
     aliases={"local": "GenericCA", "local_ca": "GenericCA", "step-ca": "StepCA"},
     classes=lambda plugins: plugins.issuers,
     states=("ready", "incomplete", "failing", "disabled"),
-    status=STATUS,
+    status=lanes.status_in_sql("issuer"),
     more=("last_tested_at", "limits"),
     json=frozenset({"limits"}),
     optional=frozenset({"last_tested_at", "limits"}),

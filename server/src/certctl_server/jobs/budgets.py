@@ -230,7 +230,7 @@ def decide(
             worst = max(full, key=full.__getitem__)
             known = row["waits_for"] == worst and row["priority"] > URGENT
             until = buckets[worst].wait(full[worst], row["priority"], known=known)
-            choice.later.append({"id": row["id"], "due_at": text_of(until), "waits_for": worst})
+            choice.later.append({"id": row["id"], "due_at": db.text_of(until), "waits_for": worst})
         elif all(bucket.room > 0 for bucket in needed):
             choice.take.append(row["id"])
             for bucket in needed:
@@ -242,7 +242,12 @@ def decide(
 
 async def _stand(lane: str, rates: Sequence[Rate], keys: set[str], now: datetime) -> dict[str, Bucket]:
     asked = [
-        {"key": key, "count": rate.count, "since": text_of(now - rate.window), "seconds": rate.window.total_seconds()}
+        {
+            "key": key,
+            "count": rate.count,
+            "since": db.text_of(now - rate.window),
+            "seconds": rate.window.total_seconds(),
+        }
         for key in sorted(keys)
         for rate in rates
         if rate.scope == key.partition(" ")[0]
@@ -277,7 +282,7 @@ def _entry(lane: str, rates: Sequence[Rate], bucket: Bucket, orders: int, now: d
     until = at + ON_ITS_WAY + max(rate.window for rate in rates if rate.scope == bucket.key.partition(" ")[0])
     total = bucket.total + orders
     row = {"lane": lane, "key": bucket.key, "total": total, "orders": orders}
-    return {**row, "at": text_of(at), "until": text_of(until)}
+    return {**row, "at": db.text_of(at), "until": db.text_of(until)}
 
 
 async def arrived(lane: str, oldest: datetime | None, now: datetime) -> None:
@@ -289,8 +294,3 @@ async def arrived(lane: str, oldest: datetime | None, now: datetime) -> None:
 async def forget() -> None:
     """Remove what is past every window."""
     await db.fetch(FORGET)
-
-
-def text_of(moment: datetime) -> str:
-    """Return a moment as both databases store it."""
-    return moment.isoformat(sep=" ", timespec="microseconds")

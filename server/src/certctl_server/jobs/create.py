@@ -6,7 +6,7 @@ Step 1 of the main flow (docs/main-flow.md).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -82,26 +82,22 @@ async def create(jobs: Sequence[NewJob], actor: Actor) -> list[NewJob]:
 
 
 def _derived(job: NewJob, actor: Actor, at: datetime) -> dict[str, Any]:
-    now, opens_at = _text(at), max(job.opens_at or at, at)
+    now, opens_at = db.text_of(at), max(job.opens_at or at, at)
     return {
         "urgency": job.priority,
-        "urgent_at": _text(job.urgent_at) if job.urgent_at else None,
+        "urgent_at": db.text_of(job.urgent_at) if job.urgent_at else None,
         "due_at": now if job.due else None,
-        "offer_at": _text(max(at + job.offered_after, opens_at)) if job.offered else None,
-        "opens_at": _text(job.opens_at) if job.opens_at else None,
-        "window_at": _text(job.window_at) if job.window_at else None,
+        "offer_at": db.text_of(max(at + job.offered_after, opens_at)) if job.offered else None,
+        "opens_at": db.text_of(job.opens_at) if job.opens_at else None,
+        "window_at": db.text_of(job.window_at) if job.window_at else None,
         "requested_by": actor.name,
         "request": json.dumps(job.request),
         "traceparent": job.traceparent
         or tracing.origin(f"create {job.type}", {"certctl.job.id": job.id, "certctl.job.type": job.type.value}),
         # What waits for a person is counted from now on.
-        "scheduled_at": _text(opens_at) if job.status is JobState.PENDING else now,
+        "scheduled_at": db.text_of(opens_at) if job.status is JobState.PENDING else now,
         "created_at": now,
     }
-
-
-def _text(moment: datetime) -> str:
-    return moment.isoformat(sep=" ", timespec="microseconds")
 
 
 def _events(job: NewJob, actor: Actor) -> Iterator[Event]:
@@ -139,3 +135,9 @@ def revocation_place(issuer_id: str, serial_number: str) -> str:
 def notification_place(notification_id: str) -> str:
     """One open Notification per message."""
     return f"notification|{notification_id}"
+
+
+def place_in_sql(place: Callable[..., str], *columns: str) -> str:
+    """Return a ``place``, one of the above, as an expression over columns."""
+    parts = (f"' || {column} || '" for column in columns)
+    return f"'{place(*parts)}'"

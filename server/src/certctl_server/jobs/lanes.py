@@ -19,7 +19,7 @@ from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Event, record
 from certctl_server.jobs import bell
 from certctl_server.jobs.budgets import Rate, names_of, read_rates
-from certctl_server.jobs.priorities import FREE, LATER, LEVELS, URGENT
+from certctl_server.jobs.priorities import FREE, LEVELS, NORMAL, URGENT
 
 log = logging.getLogger(__name__)
 IN_A_ROW = 5
@@ -30,12 +30,14 @@ LONGEST_WORD = timedelta(hours=1)
 """The longest that a Retry-After, which may be about one name only, closes a whole lane; then one job asks again."""
 ASKED_TO_WAIT = "retry-after"
 MESSAGE = 300
-FAILING = f"lane.opened > 0 AND (lane.circuit_until > {{now}} OR lane.fault <> '{ASKED_TO_WAIT}')"
-"""The condition that a peer is shown as failing: while its circuit is open, and then until one job went well."""
+_FAILING = f"lane.opened > 0 AND (lane.circuit_until > {{now}} OR lane.fault <> '{ASKED_TO_WAIT}')"
 
-_LANE = "SELECT name, concurrency, rates, room_at, fault, faulted, opened, circuit_until, {now} AS now FROM lane"
-# Locked first and looked at afterwards: what another claimer has just taken is seen only by the next statement.
-LANE = db.Sql(postgres=f"{_LANE} WHERE name = $1 FOR UPDATE", sqlite=f"{_LANE} WHERE name = $1")
+# Locked first and looked at afterwards: what another claimer has just taken is seen only by the next statement. Whoever
+# waits for the lock reads the clock when it has it, which PostgreSQL does outside of the locking part alone.
+LANE = db.Sql(
+    postgres="SELECT held.*, {now} AS now FROM (SELECT * FROM lane WHERE name = $1 FOR UPDATE) held",
+    sqlite="SELECT *, {now} AS now FROM lane WHERE name = $1",
+)
 RUNNING = db.Sql(
     "SELECT count(*) AS running, min(started_at) AS oldest FROM job WHERE lane = $1 AND status = 'Running'"
 )
@@ -99,6 +101,15 @@ OLDEST = db.Sql(
 """When the job that has been due longest fell due."""
 
 
+def status_in_sql(kind: str) -> str:
+    """Return the status of a peer, ``item``, in SQL: failing while its circuit is open, then until one job went well.
+
+    ``kind`` is what its lane is called by, with its id.
+    """
+    return f"""CASE WHEN item.status = 'ready' AND EXISTS (SELECT 1 FROM lane
+        WHERE lane.name = '{kind}:' || item.id AND {_FAILING}) THEN 'failing' ELSE item.status END"""  # noqa: S608  # ours
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """How much of a lane may be claimed right now."""
@@ -116,19 +127,22 @@ class Room:
     @property
     def most(self) -> int:
         """The last priority that may be claimed."""
-        return FREE if self.spent else LATER
+        return FREE if self.spent else NORMAL
 
 
-async def room(lane: str, limit: int) -> Room | None:
-    """Hold ``lane`` and return how much of it may be claimed, at most ``limit``; None while it is closed or full."""
+async def room(lane: str, limit: int, usual: int | None = None) -> Room | None:
+    """Hold ``lane`` and return how much of it may be claimed, at most ``limit``; None while it is closed or full.
+
+    ``usual`` bounds what runs at once in a lane that says nothing of it.
+    """
     for row in await db.fetch(LANE, lane):
         now = db.as_moment(row["now"])
         if row["circuit_until"] is not None and row["circuit_until"] > now:
             return None
         [count] = await db.fetch(RUNNING, lane)
         # Half open: whether the peer is well again is found out by one.
-        most = 1 if row["opened"] else row["concurrency"]
-        places = min(most - count["running"], limit)
+        most = 1 if row["opened"] else usual if row["concurrency"] is None else row["concurrency"]
+        places = limit if most is None else min(most - count["running"], limit)
         if places > 0:
             spent = row["room_at"] is not None and row["room_at"] > now
             oldest = db.as_moment(count["oldest"]) if count["oldest"] else None
@@ -169,7 +183,7 @@ async def outlook() -> Outlook:
     for row in await db.fetch(FIRST):
         now = db.as_moment(row["now"])
         closed, spent = (moment is not None and moment > now for moment in (row["circuit_until"], row["room_at"]))
-        most = FREE if spent else LATER
+        most = FREE if spent else NORMAL
         if not closed and any(row[f"due_{at}"] for at, level in enumerate(LEVELS) if level <= most):
             lanes.append(row["name"])
         later = [row["circuit_until"] if closed else None, row["room_at"] if spent else None]
@@ -207,7 +221,7 @@ class Circuit:
         """Read a row of the lane."""
         return cls(row["fault"], tuple(json.loads(row["faulted"])), row["opened"], row["circuit_until"])
 
-    def closed_at(self, now: datetime) -> bool:
+    def holds_at(self, now: datetime) -> bool:
         """Whether nothing may be claimed at this moment."""
         return self.until is not None and self.until > now
 
@@ -230,7 +244,7 @@ def after_failure(circuit: Circuit, failure: Failure, now: datetime) -> Circuit:
     """Return the circuit as it is after one more failure; pure."""
     if failure.retry_after is not None:
         return _asked(circuit, now + min(failure.retry_after, LONGEST_WORD), now)
-    if circuit.closed_at(now):
+    if circuit.holds_at(now):
         return circuit  # it was under way before
     alike = failure.fault != "" and failure.fault == circuit.fault
     if circuit.opened and (alike or not failure.refused):
@@ -247,13 +261,13 @@ def after_failure(circuit: Circuit, failure: Failure, now: datetime) -> Circuit:
 def _asked(circuit: Circuit, until: datetime, now: datetime) -> Circuit:
     if until <= max(circuit.until or now, now):
         return circuit
-    fault = circuit.fault if circuit.closed_at(now) else ASKED_TO_WAIT
+    fault = circuit.fault if circuit.holds_at(now) else ASKED_TO_WAIT
     return replace(circuit, fault=fault, opened=max(circuit.opened, 1), until=until)
 
 
 def after_success(circuit: Circuit, now: datetime) -> Circuit:
     """Return the circuit as it is after a success; pure. What the peer asked for itself holds nevertheless."""
-    return circuit if circuit.fault == ASKED_TO_WAIT and circuit.closed_at(now) else Circuit()
+    return circuit if circuit.fault == ASKED_TO_WAIT and circuit.holds_at(now) else Circuit()
 
 
 VARIES = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[\w+/=-]{20,}|[0-9a-f]*\d[0-9a-f]*", re.IGNORECASE)
@@ -281,7 +295,7 @@ async def failed(lane: str, failure: Failure, message: str) -> None:
         new = after_failure(old, failure, now)
         if new != old:
             await _set(lane, new)
-        if new.closed_at(now) and not old.closed_at(now):
+        if new.holds_at(now) and not old.holds_at(now):
             told = {"until": str(new.until), "reason": message[:MESSAGE], "times": new.opened}
             log.warning("lane closed", extra={"lane": lane, **told})
             await record([_event(lane, "opened", told)])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 from certctl_core.issued import Issued
 from certctl_core.job import JobState
 from certctl_core.plugins import Plugins
 
 from certctl_server import db
 from certctl_server.audit.record import SYSTEM, Event, record
-from certctl_server.certificates.revoke import REASONS, REVOCATIONS, revocation_job, told_state
-from certctl_server.ids import new_id
+from certctl_server.certificates.revoke import REASONS, revocation_job, told_state, write_revocations
 from certctl_server.jobs import bell, intents
 from certctl_server.jobs.create import create
 from certctl_server.jobs.state import Claimed
@@ -31,21 +28,16 @@ async def orphaned(job: Claimed, issued: Issued, reference: str, plugins: Plugin
     [row] = await db.fetch(STATE, job.id, issued.leaf.fingerprint_sha256)
     if row["status"] != JobState.CANCELLED or row["kept"]:
         return
-    serial, state, now = issued.leaf.serial_number, told_state(plugins, row["type"]), str(db.now())
-    found = {
-        "id": new_id("rev"),
+    serial, state = issued.leaf.serial_number, told_state(plugins, row["type"])
+    no_version = {
+        "id": "",
         "issuer_id": job.issuer_id,
-        "serial_number": serial,
         "certificate_id": job.certificate_id,
-        "version_id": "",
-        "reason": REASON,
-        "revoked_at": now,
-        "state": state,
-        "confirmed_at": now if state == "confirmed" else None,
+        "serial_number": serial,
     }
     request = {"cert_pem": issued.full_pem, "reference": reference, "serial_number": serial, "reason": REASONS[REASON]}
     async with db.transaction():
-        await db.fetch(REVOCATIONS, json.dumps([found]))
+        await write_revocations([no_version], REASON, {job.issuer_id: state})
         await intents.close(job, "unresolved", WHY)
         told = {"serial_number": serial, "issuer_id": job.issuer_id, "job_id": job.id, "reason": WHY}
         await record([Event(SYSTEM, "certificate_orphaned", "certificate", job.certificate_id, told)])

@@ -6,6 +6,4 @@ URGENT = 0
 """A person waits for it, or the certificate has come so close to its end that its policy warns of it."""
 NORMAL = 5
 """The routine."""
-LATER = 9
-"""Whenever nothing else is to be done."""
-LEVELS = (FREE, URGENT, NORMAL, LATER)
+LEVELS = (FREE, URGENT, NORMAL)

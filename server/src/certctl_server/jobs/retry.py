@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, cast
 
-from certctl_core.job import ORDERS, JobState, JobType
+from certctl_core.job import ORDERS, TELLING, JobState, JobType
 from certctl_core.policy import Breach
 
 from certctl_server import db
@@ -49,7 +49,6 @@ FACTS = db.Sql(
 )
 HOLDERS = db.Sql("SELECT place, id FROM job WHERE place IN ({ids:$1})")
 SET_PLACES = db.update_rows("job", "id", {"place": "text"})
-TELLING = frozenset({JobType.REVOCATION, JobType.NOTIFICATION})
 
 
 class Unretried(TypedDict):
@@ -101,7 +100,7 @@ def objection(row: Mapping[str, Any], holders: Mapping[str, str]) -> Objection |
     """Return what speaks against a job: it could not succeed, or another one has its place; ``holders`` by place."""
     if holders.get(place_of(row), row["id"]) != row["id"]:
         return Objection("Another open job of that certificate has its place", settled=True)
-    if row["archived_at"]:
+    if row["archived_at"] and row["type"] not in TELLING:
         return Objection("The certificate is archived", settled=True)
     if row["type"] in ORDERS and row["revoked_at"] and not json.loads(row["request"]).get("force"):
         return Objection("The certificate is revoked: renew it with force", settled=False)

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 from certctl_core.errors import ConnectorError
 from certctl_core.issued import Issued
-from certctl_core.job import ORDERS, Cause, JobState, JobType, cause_of, retry_wait
+from certctl_core.job import ORDER_PACE, ORDERS, Cause, JobState, JobType, cause_of, retry_wait
 from certctl_core.plugins import Plugins
 from certctl_core.run import LeaseLost
 from certctl_sdk import tracing
@@ -34,15 +34,14 @@ from certctl_server.connectors.instances import LONGEST_CALL, Instances
 from certctl_server.connectors.loop import ConnectorBug
 from certctl_server.connectors.run import JobRun
 from certctl_server.context import Context
-from certctl_server.jobs import bell, intents, issue, lanes
-from certctl_server.jobs.failure import order_failed
+from certctl_server.jobs import intents, issue, lanes
+from certctl_server.jobs.failure import failed
 from certctl_server.jobs.orphan import orphaned
-from certctl_server.jobs.revoke import revoke, untold
+from certctl_server.jobs.revoke import revoke
 from certctl_server.jobs.state import Claimed, beat, claim, end, mine, ours, release, watch_cancelled
 from certctl_server.jobs.tables import Job
 from certctl_server.leader import TROUBLE
 from certctl_server.loops import ended
-from certctl_server.notices import service as notices
 from certctl_server.notices.send import send
 from certctl_server.policies.judge import Forbidden
 from certctl_server.telemetry.tracing import running
@@ -55,7 +54,6 @@ PATIENCE_SECONDS = 5
 Work: TypeAlias = Callable[["Attempt"], Awaitable[None]]
 LOOK_EVERY = timedelta(seconds=1)
 """How soon it is noticed that somebody else has called off a job that runs here."""
-USUAL_CAP = timedelta(hours=1)
 ABOUT = db.Sql(
     """
     SELECT p.retry_interval_seconds, c.common_name, c.sans
@@ -226,7 +224,7 @@ class Runner:
         return max(around.wait, SOONEST).total_seconds() if around.wait else LONGEST_CALL.total_seconds()
 
     async def _claim_all(self) -> None:
-        lease = self._ctx.settings.job.lease
+        lease, usual = self._ctx.settings.job.lease, self._ctx.settings.renewal_concurrency
         for lane in list(self._wanted):
             free = self._free()
             if free <= 0 or self._draining:
@@ -235,7 +233,7 @@ class Runner:
             limit = free if len(self._wanted) == 1 else max(1, free // 2)
             self._wanted.pop(lane, None)
             try:
-                claimed = await claim(self.owner, lane, limit=limit, lease=lease)
+                claimed = await claim(self.owner, lane, limit=limit, lease=lease, usual=usual)
             except Exception:
                 self._wanted[lane] = None
                 raise
@@ -336,7 +334,7 @@ class Runner:
     async def _failed(self, job: Claimed, cause: Cause, message: str, retry_after: timedelta | None) -> None:
         failures = job.failures + 1
         about = next(iter(await db.fetch(ABOUT, job.certificate_id)), None)
-        cap = timedelta(seconds=about["retry_interval_seconds"]) if about else USUAL_CAP
+        cap = timedelta(seconds=about["retry_interval_seconds"]) if about else ORDER_PACE
         wait = None
         hopeless = (job.type, cause) == (JobType.REVOCATION, Cause.REJECTED) or await _repeats(job, cause)
         if failures < job.max_attempts and not hopeless:
@@ -349,20 +347,8 @@ class Runner:
         with suppress(LeaseLost):
             async with db.transaction():
                 await hold([job.certificate_id] if job.certificate_id else [])
-                await end(job, JobState.FAILED, **facts, result=json.dumps({"cause": cause}))
-                bell.poke("job retry")
+                rows = await end(job, JobState.FAILED, **facts, result=json.dumps({"cause": cause}))
                 await _tell_lane(job, lanes.fault_of(cause, message, about), message, retry_after, cause)
-                if job.type in ORDERS:
-                    await self._order_failed(job, message, over=wait is None)
-                if job.type is JobType.REVOCATION and wait is None:
-                    await untold(job.id, job.certificate_id, job.issuer_id, job.request["serial_number"], message)
-                if job.type is JobType.NOTIFICATION:
-                    again = facts.get("next_retry_at")
-                    await notices.failed(
-                        job.request["notification_id"], message, over=wait is None, next_retry_at=again
-                    )
-
-    async def _order_failed(self, job: Claimed, message: str, *, over: bool) -> None:
-        if over:
-            await intents.close(job, "unresolved", message)
-        await order_failed(job.id, job.type, job.certificate_id, message, over=over)
+                if wait is None:
+                    await intents.close(job, "unresolved", message)
+                await failed(rows, message)

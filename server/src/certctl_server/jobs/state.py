@@ -202,10 +202,13 @@ EXPIRED = db.Sql(
 )
 
 
-async def claim(owner: str, lane: str, *, limit: int, lease: timedelta) -> list[Claimed]:
-    """Take the best due jobs of an open lane for ``owner``: at most ``limit``, and no more than there is room for."""
+async def claim(owner: str, lane: str, *, limit: int, lease: timedelta, usual: int | None = None) -> list[Claimed]:
+    """Take the best due jobs of an open lane for ``owner``: at most ``limit``, and no more than there is room for.
+
+    That is ``usual`` at once in a lane that says nothing else.
+    """
     async with db.transaction():
-        if (room := await lanes.room(lane, limit)) is None:
+        if (room := await lanes.room(lane, limit, usual)) is None:
             return []
         seconds = lease.total_seconds()
         if room.rates:
@@ -301,14 +304,15 @@ def mine(job: Claimed) -> Combinable:
     return (Job.id == job.id) & (Job.fence == job.fence)
 
 
-async def end(job: Claimed, new: JobState, **facts: Any) -> None:
-    """Move a claimed job on, under its fence.
+async def end(job: Claimed, new: JobState, **facts: Any) -> list[db.Row]:
+    """Move a claimed job on, under its fence; return it as ``move`` does.
 
     Raises:
         LeaseLost: another owner has it; nothing was written.
     """
-    if not await move(mine(job), JobState.RUNNING, new, **facts):
+    if not (moved := await move(mine(job), JobState.RUNNING, new, **facts)):
         raise lost(job)
+    return moved
 
 
 async def release(where: Combinable, *, reason: str, crashed: bool = True) -> list[db.Row]:

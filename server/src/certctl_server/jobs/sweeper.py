@@ -16,7 +16,7 @@ from certctl_server.certificates.status import hold, hold_of, settle
 from certctl_server.certificates.versions import CALLED_OFF
 from certctl_server.db.clock import A_JUMP, Jumps
 from certctl_server.jobs import bell, budgets, lanes
-from certctl_server.jobs.failure import ended
+from certctl_server.jobs.failure import failed
 from certctl_server.jobs.state import EXPIRED, WORN, cancel, move, release, retry_due
 from certctl_server.jobs.tables import Job
 from certctl_server.leader import Leadership, Stillness
@@ -170,7 +170,7 @@ async def time_out(leadership: Leadership, awaiting_csr: timedelta, awaiting_app
             await db.fetch(CALLED_OFF, json.dumps(outlived))
         text = "no agent answered with a CSR in time"
         still = silent & (Job.csr_pem == "")
-        await ended(await move(still, JobState.AWAITING_CSR, JobState.FAILED, last_error=text), text)
+        await failed(await move(still, JobState.AWAITING_CSR, JobState.FAILED, last_error=text), text)
         waiting = (JobState.AWAITING_APPROVAL,)
         moved += await cancel(old, actor=SYSTEM, reason="nobody approved it in time", states=waiting)
         await settle({row["certificate_id"] for row in moved if row["certificate_id"]})
@@ -181,7 +181,7 @@ async def time_out(leadership: Leadership, awaiting_csr: timedelta, awaiting_app
 
 async def _given_back(rows: list[db.Row]) -> None:
     await settle({row["certificate_id"] for row in rows if row["certificate_id"]})
-    await ended(rows, WORN)
+    await failed(rows, WORN)
     _ring(rows)
 
 

@@ -9,13 +9,14 @@ from certctl_server.certificates.tables import Certificate
 class Lane(Table):
     """One peer that must neither be overrun nor starve others (docs/lanes.md). ``rates`` and ``faulted`` are JSON.
 
+    ``concurrency`` bounds what runs at once; NULL: as CERTCTL_RENEWAL_CONCURRENCY has it.
     ``room_at``: until then the whole budget is spent. ``circuit_until``: until then nothing is claimed. ``opened``
     counts how often in a row the circuit opened; while it is more than none, one job at a time is let through.
     ``fault`` is how the last orders failed, ``faulted`` whose they were.
     """
 
     name = Varchar(length=160, primary_key=True)
-    concurrency = BigInt(default=25)
+    concurrency = BigInt(null=True, default=None)
     circuit_until = Timestamptz(null=True, default=None)
     rates = Text(default="[]")
     room_at = Timestamptz(null=True, default=None)

@@ -14,6 +14,7 @@ from certctl_server.auth.principal import Principal
 from certctl_server.body import Name
 from certctl_server.connectors.service import Change, Family
 from certctl_server.crud import one
+from certctl_server.jobs.lanes import status_in_sql
 from certctl_server.jobs.state import cancel
 from certctl_server.jobs.tables import Job
 from certctl_server.notices.tables import Notification, Notifier
@@ -31,12 +32,11 @@ Event: TypeAlias = Literal[
 EVENTS: tuple[Event, ...] = get_args(Event)
 CHANNELS = ("Email", "Webhook", "Slack", "Teams", "PagerDuty", "OpsGenie", "JiraServiceManagement")
 STATES = ("pending", "sent", "failed", "read", "dead")
-STATUS = """CASE WHEN item.status = 'ready' AND EXISTS (SELECT 1 FROM lane
-    WHERE lane.name = 'notifier:' || item.id AND lane.circuit_until > {now}) THEN 'failing' ELSE item.status END"""
 FAILED = db.Sql(
     """
-    UPDATE notification SET status = CASE WHEN $3 THEN 'dead' ELSE 'failed' END, error = $2,
-        retry_count = retry_count + 1, next_retry_at = $4
+    UPDATE notification SET next_retry_at = $3, error = $2,
+        status = CASE WHEN CAST($3 AS timestamptz) IS NULL THEN 'dead' ELSE 'failed' END,
+        retry_count = retry_count + 1
     WHERE id = $1 AND status NOT IN ('sent', 'read')
     """
 )
@@ -63,9 +63,9 @@ class NotifierBody(msgspec.Struct):
     )
 
 
-async def failed(notification_id: str, message: str, *, over: bool, next_retry_at: datetime | None) -> None:
-    """Note that a message could not be sent; ``over``: it is not tried again."""
-    await db.fetch(FAILED, notification_id, message, over, next_retry_at)
+async def failed(notification_id: str, message: str, next_retry_at: datetime | None) -> None:
+    """Note that a message could not be sent, and when it is tried again; None: it is not."""
+    await db.fetch(FAILED, notification_id, message, next_retry_at)
 
 
 async def mark_read(row_id: str, principal: Principal, actor: Actor) -> None:
@@ -121,7 +121,7 @@ NOTIFIERS = Family(
     types=CHANNELS,
     classes=lambda plugins: plugins.notifiers,
     states=("ready", "incomplete", "failing", "disabled"),
-    status=STATUS,
+    status=status_in_sql("notifier"),
     more=("events",),
     json=frozenset({"events"}),
     removing=_removing,

@@ -102,7 +102,7 @@ def _row(notice: Notice, channel: Mapping[str, Any]) -> dict[str, str | None]:
         "severity": notice.severity,
         "incident": f"{notice.certificate_id}|{notice.type}",
         "occurrence": f"{notice.type}|{notice.occurrence}|{channel['id'] or ''}",
-        "created_at": str(db.now()),
+        "created_at": db.text_of(db.now()),
     }
 
 

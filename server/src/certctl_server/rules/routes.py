@@ -20,6 +20,7 @@ Eku = Literal["serverAuth", "clientAuth", "codeSigning", "emailProtection", "tim
 Bits = Annotated[int, msgspec.Meta(ge=0, le=16384)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=100 * 366 * 86400)]
 TimeOfDay = Annotated[str, msgspec.Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]\Z")]
+KEPT = "Kept and shown; what it names is not deleted. No other effect: a certificate has its own profile and targets"
 Percent = Annotated[int, msgspec.Meta(ge=1, le=100)]
 
 
@@ -82,11 +83,11 @@ class PolicyBody(msgspec.Struct):
     alert_thresholds_days: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=365)]], msgspec.Meta(max_length=32)] = (
         msgspec.field(default_factory=lambda: [30, 14, 7, 0])
     )
-    certificate_profile_id: ID | None = None
+    certificate_profile_id: Annotated[ID, msgspec.Meta(description=KEPT)] | None = None
     requires_approval: bool = False
     maintenance_windows: Annotated[list[Window], msgspec.Meta(max_length=32)] = msgspec.field(default_factory=list)
     rollout: Rollout | None = None
-    agent_group_id: ID | None = None
+    agent_group_id: Annotated[ID, msgspec.Meta(description=KEPT)] | None = None
 
 
 async def _changed(_: Context, id: str) -> None:

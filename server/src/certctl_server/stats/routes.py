@@ -23,7 +23,7 @@ DAYS, MOST_DAYS = 30, 365
 BUCKETS = DAY, WEEK = "day", "week"
 ASKED = {
     "days": Annotated[int, msgspec.Meta(ge=1, le=MOST_DAYS)],
-    "bucket": Literal[BUCKETS],  # type: ignore[valid-type]  # the two are the type
+    "bucket": Literal[BUCKETS],
 }
 SERIES = {"roles": READ, "query": ASKED}
 

@@ -15,6 +15,7 @@ from certctl_server.db.migrations import (
     m0008_bulk,
     m0009_access,
     m0010_audit,
+    m0011_lines,
     m0012_counted,
 )
 
@@ -29,5 +30,6 @@ STEPS = (
     m0008_bulk,
     m0009_access,
     m0010_audit,
+    m0011_lines,
     m0012_counted,
 )
