@@ -21,9 +21,10 @@ POLICY = (
 )
 PAGE = """<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>certctl API</title><script src="/api/v1/docs/rapidoc-min.js"></script></head>
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>certctl API</title><script src="/api/v1/docs/rapidoc-min.js"></script></head>
 <body>
-<rapi-doc spec-url="/api/v1/openapi.json" render-style="focused" load-fonts="false" show-header="false"
+<rapi-doc spec-url="/api/v1/openapi.json" render-style="view" load-fonts="false" show-header="false"
  sort-endpoints-by="path" persist-auth="false" allow-server-selection="false"></rapi-doc>
 </body>
 </html>
