@@ -5,20 +5,25 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from api_table import ADMIN, AGENT, ANONYMOUS, OPERATOR, SERVED, VIEWER
+from api_table import ADMIN, AGENT, ANONYMOUS, ENROLMENT, OPERATOR, ROLES, SERVED, VIEWER
 from certctl_core import plugins
 from certctl_sdk.testing.http_peer import HttpPeer, Reply
-from certctl_server.auth.keys import create_key
+from certctl_server.auth.keys import create_key, create_token
 from certctl_server.auth.roles import Role
 from certctl_server.connectors.instances import Instances
 from certctl_server.connectors.loop import ConnectorLoop
 from certctl_server.doorbell import Answers, LocalDoorbell
 from certctl_server.notices.tables import Notification
+from certctl_server.settings import NetworkScan
 from contract import ERROR, Contract
+from server_flow import routes, unlimited
 
 PEOPLE = {ADMIN: Role.ADMIN, OPERATOR: Role.OPERATOR, VIEWER: Role.VIEWER}
 API = "/api/v1"
-KEYED = [route for route in SERVED if ANONYMOUS not in route.roles]
+STRANGER = "a stranger"
+"""With a key that is none."""
+UNKNOWN = {ANONYMOUS: 401, STRANGER: 401, ENROLMENT: 401}
+"""What those are told who are nobody but where a route is for them."""
 FINGERPRINT = "a1" * 32
 """Of nothing that there is."""
 REFUSING = ("POST", "PUT", "PATCH", "DELETE", "GET")
@@ -45,15 +50,15 @@ class World:
 
 @pytest.fixture
 def settings(settings):
-    unlimited = settings.rate_limit.model_copy(update={"enabled": False})
-    return settings.model_copy(update={"egress_allow": ("127.0.0.1",), "rate_limit": unlimited})
+    return unlimited(settings).model_copy(update={"egress_allow": ("127.0.0.1",)})
 
 
 @pytest.fixture
 async def world(ctx, app, connect):
     """Everybody, with the real connectors installed."""
     ctx.plugins = plugins.load()
-    callers = {ANONYMOUS: connect()}
+    callers = {ANONYMOUS: connect(), STRANGER: connect("cck_00000000_nobody")}
+    callers[ENROLMENT] = connect((await create_token(max_uses=10))[1])
     for name, role in PEOPLE.items():
         callers[name] = connect((await create_key(name, role))[1])
     answer = await callers[ADMIN].post(f"{API}/agents", json={"id": "ag-1", "name": "ag-1", "hostname": "ag-1.example"})
@@ -68,57 +73,43 @@ async def _contract(nobody):
     return Contract((await nobody.get(f"{API}/openapi.json")).json())
 
 
-def path_of(route, own="no-such"):
-    path = route.path
-    for name in ("id", "agent_id", "job_id", "certificate_id"):
-        path = path.replace(
-            f"{{{name}}}", own if route.path.startswith(f"{API}/agents/{{id}}") and name == "id" else "no-such"
-        )
-    return path
+def body_of(route):
+    """An empty object where one is read at all."""
+    return {} if route.method in {"POST", "PUT"} else None
 
 
-async def codes(world, routes, who, path=path_of, **more):
-    """What each route answers; bodies are empty objects where one is read at all."""
-    found = {}
-    for route in routes:
-        body = {} if route.method in {"POST", "PUT"} else None
-        answer = await world.ask(who, route.method, path(route), body, **more)
-        found[route.name] = answer.status_code
-    return found
+async def codes(world, routes, who, **more):
+    """What each route answers."""
+    return {
+        route.name: (await world.ask(who, route.method, route.at(), body_of(route), **more)).status_code
+        for route in routes
+    }
 
 
-async def test_without_a_key_only_what_is_open_is_answered(world):
-    assert set((await codes(world, KEYED, ANONYMOUS)).values()) == {401}
-    opened = await codes(world, [route for route in SERVED if route not in KEYED], ANONYMOUS)
-    assert set(opened.values()) == {200}
+def refused(answer):
+    """Whether it was no matter of what was asked, but of who asked."""
+    return answer.status_code == 401 or (answer.status_code == 403 and "not for the role" in answer.text)
 
 
-async def test_a_key_that_is_none_is_told_so(world, connect):
-    async with connect("cck_00000000_nobody") as stranger:
-        world.callers["stranger"] = stranger
-        assert set((await codes(world, KEYED, "stranger")).values()) == {401}
+@pytest.mark.parametrize("who", [*ROLES, STRANGER])
+async def test_everybody_is_let_through_where_the_contract_names_them_and_nowhere_else(world, who):
+    """By the guard: what only an agent may say, or only about itself, is refused by its handler."""
+    wrong = {}
+    for route in SERVED:
+        may = (ANONYMOUS if who == STRANGER else who) in route.roles
+        answer = await world.ask(who, route.method, route.at(), body_of(route))
+        code = answer.status_code
+        good = not refused(answer) and code not in {405, 500} if may else code == UNKNOWN.get(who, 403)
+        if not good:
+            wrong[route.name] = code, answer.text
+    assert wrong == {}
 
 
-@pytest.mark.parametrize("who", [VIEWER, OPERATOR, AGENT])
-async def test_a_role_is_refused_what_is_not_for_it_and_nothing_else(world, who):
-    barred = [route for route in KEYED if who not in route.roles]
-    assert set((await codes(world, barred, who)).values()) == {403}
-    assert barred
-
-
-@pytest.mark.parametrize("who", [VIEWER, OPERATOR, ADMIN])
-async def test_a_role_is_let_through_where_the_contract_names_it(world, who):
-    """Whatever comes of an empty call: the guard is passed. What only an agent may say is refused by its handler."""
-    allowed = [route for route in KEYED if who in route.roles and AGENT not in route.roles]
-    assert {401, 403, 405, 500}.isdisjoint((await codes(world, allowed, who)).values())
-
-
-async def test_an_agent_is_let_through_to_itself_alone(world):
-    own = [route for route in KEYED if AGENT in route.roles and route.path.startswith(f"{API}/agents/{{id}}")]
-    assert {401, 403, 405, 500}.isdisjoint(
-        (await codes(world, own, AGENT, lambda route: path_of(route, "ag-1"))).values()
-    )
-    assert set((await codes(world, own, AGENT, lambda route: path_of(route, "ag-2"))).values()) <= {403, 404}
+def test_what_is_no_part_of_the_contract_is_read_by_everybody():
+    """The document itself, and its viewer; a route that names no roles would be for nobody."""
+    others = {route for route in routes() if route.name not in {each.name for each in SERVED}}
+    assert {route.path.removeprefix(f"{API}/").partition("/")[0] for route in others} == {"openapi.json", "docs"}
+    assert all(route.method == "GET" and ANONYMOUS in route.roles for route in others)
 
 
 async def test_what_is_not_there_is_not_found_on_every_verb(world):
@@ -132,14 +123,14 @@ async def test_what_a_route_does_not_know_is_refused(world):
     found = await codes(world, known, ADMIN, **strange)
     # A list below an id that is not there: that is said first.
     nowhere = {name for name, code in found.items() if code == 404}
-    assert {name.rpartition("/")[2] for name in nowhere} == {"versions", "deployments", "members"}
+    assert {name.rpartition("/")[2] for name in nowhere} == {"versions", "deployments", "members", "violations"}
     assert {code for name, code in found.items() if name not in nowhere} == {400}
 
 
 async def test_methods_that_a_path_lacks_are_named(world):
     paths = {}
     for route in SERVED:
-        paths.setdefault(path_of(route), set()).add(route.method)
+        paths.setdefault(route.at(), set()).add(route.method)
     for path, methods in paths.items():
         for method in set(REFUSING) - methods:
             answer = await world.callers[ADMIN].request(method, path)
@@ -169,17 +160,13 @@ async def test_bodies_that_are_no_objects_or_no_json_are_refused(world):
 
 
 async def test_fields_of_the_wrong_type_are_all_named(world):
-    document = world.contract.document
-    for name, operation in world.contract.operations.items():
-        body = operation.get("requestBody")
-        if not body or "{" in name:
+    for name in world.contract.operations:
+        if "{" in name or not (fields := world.contract.fields(name)):
             continue
-        schema = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-        fields = document["components"]["schemas"][schema]["properties"]
         answer = await world.ask(ADMIN, *name.split(" "), {field: [[1]] for field in fields})
         assert answer.status_code == 400, name
         told = {each["field"].split("[")[0].split(".")[0] for each in answer.json()["details"]}
-        assert told == set(fields), name
+        assert told == fields, name
 
 
 async def test_every_parameter_of_a_list_is_taken(world):
@@ -237,10 +224,10 @@ async def good(world, done, who, method, path, body=None, status=None):
     expected = status or next(route.status for route in SERVED if route.name == name)
     assert answer.status_code == expected, (name, answer.text)
     done.add(name)
-    return answer.json() if "json" in answer.headers.get("content-type", "") else None
+    return answer.json() if answer.headers.get("content-type") == "application/json" else None
 
 
-async def refused(world, method, path, body=None):
+async def conflicts(world, method, path, body=None):
     answer = await world.ask(ADMIN, method, f"{API}/{path}", body)
     assert answer.status_code == 409, (method, path, answer.text)
 
@@ -250,16 +237,18 @@ THINGS = {
     "owners": {"team_id": "t"},
     "profiles": {},
     "renewal-policies": {},
+    "policies": {"type": "RequiredMetadata", "config": {"required_keys": ["team_id"]}},
     "agent-groups": {},
     "issuers": {"type": "GenericCA"},
     "targets": {"type": "NGINX", "agent_id": "ag-2"},
     "notifiers": {"type": "Webhook"},
+    "network-scan-targets": {"cidrs": ["127.0.0.1"]},
 }
 
 
 async def _walk_through(world, path):
     """A list by pages and by a walk, each row with chosen keys: what the document says, every time."""
-    whole = (await world.ask(ADMIN, "GET", f"{API}/{path}")).json()
+    whole = (await world.ask(ADMIN, "GET", f"{API}/{path}", params={"per_page": 500})).json()
     seen, cursor = [], ""
     while cursor is not None:
         part = (await world.ask(ADMIN, "GET", f"{API}/{path}", params={"cursor": cursor, "page_size": 1})).json()
@@ -268,11 +257,11 @@ async def _walk_through(world, path):
     assert sorted(seen) == sorted(row["id"] for row in whole["data"])
 
 
-async def things(world, done):
+async def things(world, done, ctx):
     for path, body in THINGS.items():
         await good(world, done, OPERATOR, "POST", path, {"id": "x", "name": "x", **body})
-        await refused(world, "POST", path, {"id": "x", "name": "y", **body})
-        await refused(world, "POST", path, {"name": "x", **body}) if path != "targets" else None
+        await conflicts(world, "POST", path, {"id": "x", "name": "y", **body})
+        await conflicts(world, "POST", path, {"name": "x", **body}) if path != "targets" else None
         await good(world, done, VIEWER, "GET", path)
         await good(world, done, VIEWER, "GET", f"{path}/x")
         await good(world, done, OPERATOR, "PUT", f"{path}/x", {"name": "z"})
@@ -285,8 +274,11 @@ async def things(world, done):
     async with HttpPeer(Reply(json={})) as peer:
         await good(world, done, OPERATOR, "PUT", "notifiers/x", {"config": {"url": peer.url}})
         await good(world, done, OPERATOR, "POST", "notifiers/x/test")
+    await conflicts(world, "POST", "network-scan-targets/x/scan", {})
+    ctx.settings = ctx.settings.model_copy(update={"network_scan": NetworkScan(enabled=True)})
+    await good(world, done, OPERATOR, "POST", "network-scan-targets/x/scan", {}, status=200)  # nothing to scan
     for path, used in {"teams": "t", "owners": "o", "renewal-policies": "rp-default", "issuers": "iss-local"}.items():
-        await refused(world, "DELETE", f"{path}/{used}")
+        await conflicts(world, "DELETE", f"{path}/{used}")
     for path in THINGS:
         await good(world, done, OPERATOR, "DELETE", f"{path}/x")
 
@@ -294,12 +286,19 @@ async def things(world, done):
 async def reads(world, done):
     for path in ("connectors", "metrics", "metrics/prometheus", "discovery-summary", "agents", "agents/ag-2", "audit"):
         await good(world, done, VIEWER, "GET", path)
-    for path in ("health", "auth/info"):
+    for path in ("summary", "certificates-by-status", "expiration-timeline", "job-trends", "issuance-rate"):
+        await good(world, done, VIEWER, "GET", f"stats/{path}")
+    await good(world, done, VIEWER, "GET", "digest/preview")
+    # All that is missing is a connector that sends mail.
+    await good(world, done, OPERATOR, "POST", "digest/send", {}, status=503)
+    for path in ("health", "auth/info", "version"):
         await good(world, done, ANONYMOUS, "GET", path)
     for path in ("auth/check", "auth/me"):
         await good(world, done, AGENT, "GET", path)
     for path in ("agents", "audit"):
         await _walk_through(world, path)
+    for form in ("ndjson", "json", "csv"):
+        await good(world, done, OPERATOR, "GET", f"audit/export?format={form}")
     [event, *_] = (await good(world, done, VIEWER, "GET", "audit"))["data"]
     await good(world, done, VIEWER, "GET", f"audit/{event['id']}")
     for path in ("/health", "/ready"):
@@ -317,7 +316,26 @@ async def keys(world, done):
     await good(world, done, OPERATOR, "DELETE", f"agents/tokens/{token['id']}")
     body = {"id": "ag-9", "name": "ag-9", "hostname": "h"}
     await good(world, done, OPERATOR, "POST", "agents", body)
-    await refused(world, "POST", "agents", body)
+    await conflicts(world, "POST", "agents", body)
+
+
+async def logins(world, done, connect):
+    _, key = await create_key("browser", Role.VIEWER)
+    world.callers["browser"] = connect()
+    login = await good(world, done, "browser", "POST", "auth/login", {"key": key})
+    me = await good(world, done, "browser", "GET", "auth/me")
+    assert me["csrf_token"] == login["csrf_token"]
+    assert (await world.ask("browser", "POST", f"{API}/auth/logout")).status_code == 403
+    proof = {"X-CSRF-Token": login["csrf_token"]}
+    assert (await world.ask("browser", "POST", f"{API}/auth/logout", headers=proof)).status_code == 204
+    assert (await world.ask("browser", "GET", f"{API}/auth/me")).status_code == 401
+    await good(world, done, VIEWER, "POST", "auth/logout")  # without a cookie there is nothing to end
+    for key, told in {
+        "cck_00000000_nobody": 401,
+        world.callers[AGENT].headers["Authorization"].split()[1]: 403,
+    }.items():
+        assert (await world.ask(ANONYMOUS, "POST", f"{API}/auth/login", {"key": key})).status_code == told
+    await world.callers["browser"].aclose()
 
 
 async def certificates(world, done, fleet):
@@ -329,7 +347,7 @@ async def certificates(world, done, fleet):
         "target_ids": ["tgt-ag-2"],
     }
     made = await good(world, done, OPERATOR, "POST", "certificates", {"name": "b", **order})
-    await refused(world, "POST", "certificates", {"name": "b", **order})
+    await conflicts(world, "POST", "certificates", {"name": "b", **order})
     id = made["id"]
     await good(world, done, VIEWER, "GET", "certificates")
     await _walk_through(world, "certificates")
@@ -337,18 +355,48 @@ async def certificates(world, done, fleet):
     await good(world, done, OPERATOR, "PUT", f"certificates/{id}", {"tags": {"a": "b"}, "environment": "production"})
     [item] = (await good(world, done, AGENT, "GET", "agents/ag-2/work"))["jobs"]
     await agent_says(world, done, fleet, item)
+    await breaches(world, done, id)
     for part in ("versions", "deployments"):
         await good(world, done, VIEWER, "GET", f"certificates/{id}/{part}")
         await _walk_through(world, f"certificates/{id}/{part}")
     await good(world, done, OPERATOR, "POST", f"certificates/{id}/deploy", {})
     await good(world, done, OPERATOR, "POST", f"certificates/{id}/renew", {})
-    await refused(world, "POST", f"certificates/{id}/renew", {})
+    await conflicts(world, "POST", f"certificates/{id}/renew", {})
     await good(world, done, OPERATOR, "POST", f"certificates/{id}/revoke", {"reason": "superseded"})
-    await refused(world, "POST", f"certificates/{id}/revoke", {})
+    await conflicts(world, "POST", f"certificates/{id}/revoke", {})
     await good(world, done, OPERATOR, "DELETE", f"certificates/{id}")
     for verb in ("renew", "deploy", "revoke"):
-        await refused(world, "POST", f"certificates/{id}/{verb}", {})
-    await refused(world, "PUT", f"certificates/{id}", {"environment": "x"})
+        await conflicts(world, "POST", f"certificates/{id}/{verb}", {})
+    await conflicts(world, "PUT", f"certificates/{id}", {"environment": "x"})
+
+
+async def breaches(world, done, id):
+    """A rule that a change of the certificate breaks; people are told of it where they read rules."""
+    rule = {"id": "pr-env", "name": "env", "type": "AllowedEnvironments", "config": {"allowed": ["staging"]}}
+    await good(world, done, OPERATOR, "POST", "policies", rule)
+    await good(world, done, OPERATOR, "PUT", f"certificates/{id}", {"environment": "other"})
+    [row] = (await good(world, done, VIEWER, "GET", "policies/pr-env/violations"))["data"]
+    assert (row["certificate_id"], row["severity"]) == (id, "Warning")
+    await _walk_through(world, "policies/pr-env/violations")
+    await good(world, done, OPERATOR, "DELETE", "policies/pr-env")
+
+
+async def many(world, done):
+    """Bulk actions: on what is named, or matches; those that come to nothing say why."""
+    order = {"owner_id": "o", "team_id": "t", "issuer_id": "iss-local", "status": "Active"}
+    made = await good(world, done, OPERATOR, "POST", "certificates", {"sans": ["m.example"], **order})
+    ids = {"certificate_ids": [made["id"], "no-such"]}
+    await good(world, done, OPERATOR, "POST", "owners", {"id": "o-2", "name": "o-2", "team_id": "t"})
+    found = await good(world, done, OPERATOR, "POST", "certificates/bulk-reassign", {"owner_id": "o-2", **ids})
+    assert (found["total_reassigned"], [each["certificate_id"] for each in found["errors"]]) == (1, ["no-such"])
+    found = await good(world, done, OPERATOR, "POST", "certificates/bulk-renew", ids)
+    assert [each["certificate_id"] for each in found["enqueued_jobs"]] == [made["id"]]
+    chosen = {"reason": "superseded", "filter": {"common_name": "nobody.example"}}
+    found = await good(world, done, ADMIN, "POST", "certificates/bulk-revoke", chosen)
+    assert found["total_matched"] == 0
+    for verb, more in {"renew": {}, "revoke": {"reason": "superseded"}, "reassign": {"owner_id": "o-2"}}.items():
+        answer = await world.ask(ADMIN, "POST", f"{API}/certificates/bulk-{verb}", more)
+        assert answer.status_code == 400
 
 
 async def agent_says(world, done, fleet, item):
@@ -381,11 +429,11 @@ async def jobs(world, done):
         more = {"sans": [name], "renewal_policy_id": "rp-ask"}
         asked.append((await good(world, done, OPERATOR, "POST", "certificates", {**order, **more}))["job_id"])
     await good(world, done, ADMIN, "POST", f"jobs/{asked[0]}/approve", {"reason": "fine"})
-    await refused(world, "POST", f"jobs/{asked[0]}/approve", {})
+    await conflicts(world, "POST", f"jobs/{asked[0]}/approve", {})
     await good(world, done, ADMIN, "POST", f"jobs/{asked[1]}/reject", {})
-    await refused(world, "POST", f"jobs/{asked[1]}/reject", {})
+    await conflicts(world, "POST", f"jobs/{asked[1]}/reject", {})
     await good(world, done, OPERATOR, "POST", f"jobs/{asked[0]}/cancel", {})
-    await refused(world, "POST", f"jobs/{asked[0]}/cancel", {})
+    await conflicts(world, "POST", f"jobs/{asked[0]}/cancel", {})
     await good(world, done, OPERATOR, "POST", f"jobs/{asked[0]}/retry", {})
     await good(world, done, OPERATOR, "POST", "jobs/bulk-retry", {"filter": {"status": "Failed"}, "dry_run": True})
     await good(world, done, VIEWER, "GET", f"jobs/{asked[0]}")
@@ -393,7 +441,7 @@ async def jobs(world, done):
     await _walk_through(world, "jobs")
     complete = (await good(world, done, VIEWER, "GET", "jobs?status=Completed"))["data"][0]["id"]
     for verb in ("cancel", "retry"):
-        await refused(world, "POST", f"jobs/{complete}/{verb}", {})
+        await conflicts(world, "POST", f"jobs/{complete}/{verb}", {})
 
 
 async def found(world, done):
@@ -408,8 +456,47 @@ async def found(world, done):
     order = {"sans": ["e.example"], "owner_id": "o", "team_id": "t", "issuer_id": "iss-local", "status": "Active"}
     known = (await good(world, done, OPERATOR, "POST", "certificates", order))["id"]
     await good(world, done, OPERATOR, "POST", f"{one}/claim", {"managed_certificate_id": known})
-    await refused(world, "POST", f"{one}/dismiss", {})
+    await conflicts(world, "POST", f"{one}/dismiss", {})
     await good(world, done, OPERATOR, "POST", f"{other}/dismiss", {"reason": "old"})
+
+
+CHOOSING = {f"POST {API}/{path}" for path in ("certificates/bulk-renew", "certificates/bulk-revoke", "jobs/bulk-retry")}
+"""Whose ids say what to act on: one that there is not is one that comes to nothing."""
+
+
+def referring(id, row):
+    """Every call whose body names other things, and what else makes it whole."""
+    return [
+        ("POST", "owners", {"name": "n"}),
+        ("PUT", "owners/o", {}),
+        ("POST", "renewal-policies", {"name": "n"}),
+        ("PUT", "renewal-policies/rp-default", {}),
+        ("POST", "targets", {"name": "n", "type": "NGINX"}),
+        ("PUT", "targets/tgt-ag-2", {}),
+        ("POST", "certificates", {"sans": ["n.example"]}),
+        ("PUT", f"certificates/{id}", {}),
+        ("POST", f"certificates/{id}/deploy", {}),
+        ("POST", "certificates/bulk-reassign", {"certificate_ids": [id]}),
+        ("POST", f"discovered-certificates/{row}/claim", {"managed_certificate_id": "", "create": True}),
+        ("POST", f"discovered-certificates/{row}/claim", {"owner_id": "o", "team_id": "t", "issuer_id": "iss-local"}),
+    ]
+
+
+async def lost(world):
+    """What a body refers to has to be there; all that is not is named at once."""
+    [certificate, *_] = (await world.ask(VIEWER, "GET", f"{API}/certificates?status=Active")).json()["data"]
+    [row, *_] = (await world.ask(VIEWER, "GET", f"{API}/discovered-certificates?status=Dismissed")).json()["data"]
+    calls = referring(certificate["id"], row["id"])
+    names = {world.contract.name(method, f"{API}/{path}") for method, path, _ in calls}
+    of_agents = {route.name for route in SERVED if AGENT in route.roles}
+    assert {name for name in world.contract.operations if world.contract.references(name)} == (
+        names | CHOOSING | {name for name in of_agents if world.contract.references(name)}
+    )
+    for method, path, body in calls:
+        asked = world.contract.references(world.contract.name(method, f"{API}/{path}")) - body.keys()
+        nothing = {name: ["no-such"] if name.endswith("s") else "no-such" for name in asked}
+        answer = await world.ask(OPERATOR, method, f"{API}/{path}", body | nothing)
+        assert (answer.status_code, {each["field"] for each in answer.json()["details"]}) == (400, asked), (path, body)
 
 
 def _entry(pair):
@@ -437,14 +524,17 @@ async def messages(world, done, ctx):
     await good(world, done, OPERATOR, "POST", "notifications/n-1/read", {})
 
 
-async def test_every_route_does_what_the_document_says_when_all_is_well(running, fleet, ctx):
+async def test_every_route_does_what_the_document_says_when_all_is_well(running, fleet, ctx, connect):
     done = set()
-    await things(running, done)
+    await things(running, done, ctx)
     await reads(running, done)
     await certificates(running, done, fleet)
+    await many(running, done)
     await jobs(running, done)
     await found(running, done)
+    await lost(running)
     await messages(running, done, ctx)
     await keys(running, done)
+    await logins(running, done, connect)
     await good(running, done, AGENT, "POST", "agents/ag-2/rotate-key", {})
     assert {route.name for route in SERVED} - done == set()

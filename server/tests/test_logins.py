@@ -120,7 +120,7 @@ async def test_no_change_without_the_token_of_the_login(log_in, token):
         browser.headers["X-CSRF-Token"] = other.headers["X-CSRF-Token"] if token.startswith("of") else token
     assert given != other.headers["X-CSRF-Token"]
     changes = [route for route in routes() if route.method != "GET" and Role.ANONYMOUS not in route.roles]
-    answers = [(str(route), await browser.request(route.method, route.at())) for route in changes]
+    answers = [(route.name, await browser.request(route.method, route.at())) for route in changes]
     assert len(answers) > 25
     assert [name for name, answer in answers if answer.status_code != 403 or "X-CSRF-Token" not in answer.text] == []
     assert {await status(browser), (await browser.head(TEAMS)).status_code} == {200}

@@ -3,6 +3,7 @@
 ``NOT_YET`` are those of the contract that are not built. A route leaves it with the change that builds it.
 """
 
+import re
 from dataclasses import dataclass
 
 ANONYMOUS, VIEWER, OPERATOR, ADMIN, AGENT, ENROLMENT = ROLES = (
@@ -189,6 +190,10 @@ class Route:
     @property
     def name(self):
         return f"{self.method} {self.path}"
+
+    def at(self, **ids):
+        """The path with these ids in it, "no-such" for others."""
+        return re.sub(r"\{(\w+)\}", lambda found: ids.get(found[1], "no-such"), self.path)
 
 
 def _crud(name):

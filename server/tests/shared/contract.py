@@ -6,6 +6,8 @@ import re
 import jsonschema_rs
 
 ERROR = {"error", "message", "request_id"}
+OF_NOTHING = {"boot_id"}
+"""Ids of what the API has no objects for."""
 
 
 def closed(document):
@@ -34,6 +36,16 @@ class Contract:
         path = path.partition("?")[0]
         fitting = [name for name, pattern in self.patterns.items() if pattern.match(f"{method} {path}")]
         return min(fitting, key=lambda name: name.count("{"))
+
+    def fields(self, name):
+        """What may be in the body of an operation; nothing where none is read."""
+        body = self.operations[name].get("requestBody")
+        schema = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2] if body else None
+        return set(self.document["components"]["schemas"][schema].get("properties", ())) if schema else set()
+
+    def references(self, name):
+        """Those of its fields that hold ids of other things."""
+        return {field for field in self.fields(name) if field.endswith(("_id", "_ids"))} - OF_NOTHING
 
     def faults(self, method, path, answer):
         """What an answer has that the document does not say, or the other way round."""

@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from dataclasses import dataclass
 
+from api_table import Route
 from certctl_core.x509 import read_csr
 from certctl_sdk.testing.fake_ca import csr_pem
 from certctl_server import db
@@ -73,21 +73,9 @@ async def aged(id, life, left):
     await settle([id])
 
 
-@dataclass(frozen=True)
-class Route:
-    """One method at one path of the API."""
-
-    method: str
-    path: str
-    """With parameters as in ``/api/v1/teams/{id}``."""
-    roles: frozenset
-
-    def at(self, **ids):
-        """The path with these ids in it, ``none`` for others."""
-        return re.sub(r"\{(\w+)\}", lambda found: ids.get(found[1], "none"), self.path)
-
-    def __str__(self):
-        return f"{self.method} {self.path}"
+def unlimited(settings):
+    """These settings, with no bound on how fast one may call."""
+    return settings.model_copy(update={"rate_limit": settings.rate_limit.model_copy(update={"enabled": False})})
 
 
 def _handlers():
@@ -100,7 +88,7 @@ def _handlers():
 def routes():
     """Every route of the application; HEAD goes with GET."""
     return [
-        Route(method, path, handler.opt.get("roles"))
+        Route(method, path, handler.status_code, handler.opt.get("roles"))
         for path, handler in _handlers()
         for method in sorted(handler.http_methods - {"OPTIONS", "HEAD"})
     ]

@@ -23,7 +23,7 @@ class SendBody(msgspec.Struct):
     """Nothing is asked."""
 
 
-@get(BASE + "/preview", opt={"roles": READ, "media": "text/html; charset=utf-8"})
+@get(BASE + "/preview", opt={"roles": READ, "media": "text/html"})
 async def preview() -> Response[str]:
     """Return the digest as it would be sent now."""
     headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}

@@ -198,7 +198,7 @@ def _answer(handler: HTTPRouteHandler, schemas: Schemas) -> Schema:
     found: Schema = {"description": HTTPStatus(handler.status_code).phrase}
     if media := opt.get("media"):
         kinds = [media] if isinstance(media, str) else media
-        return {**found, "content": {kind: {"schema": _file(kind, opt, schemas)} for kind in kinds}}
+        return {**found, "content": {_served(kind): {"schema": _file(kind, opt, schemas)} for kind in kinds}}
     if handler.status_code == HTTPStatus.NO_CONTENT:
         return found
     if "list" in opt:
@@ -210,6 +210,11 @@ def _answer(handler: HTTPRouteHandler, schemas: Schemas) -> Schema:
     else:
         raise TypeError(f"{handler} does not say what it answers")
     return {**found, "content": {JSON: {"schema": schema}}}
+
+
+def _served(kind: str) -> str:
+    """Return a media type as answers have it, which say how text is encoded."""
+    return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
 
 
 def _file(kind: str, opt: Mapping[str, Any], schemas: Schemas) -> Schema:

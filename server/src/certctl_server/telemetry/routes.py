@@ -45,7 +45,7 @@ async def metrics(ctx: Ctx) -> Metrics:
     return {"gauge": found.gauges(), "counter": found.counters(), "uptime": uptime}
 
 
-@get(BASE + "/prometheus", opt={"roles": READ, "media": f"{TEXT}; charset=utf-8"})
+@get(BASE + "/prometheus", opt={"roles": READ, "media": TEXT})
 async def prometheus(ctx: Ctx) -> Response[bytes]:
     """Return the metrics of this process, and those of the whole installation."""
     found = await figures()
