@@ -162,7 +162,9 @@ async def test_a_callers_csr_waits_for_approval_like_every_order(fleet, connect)
     assert (row["status"], row["due_at"], row["csr_sha256"] == "") == ("AwaitingApproval", None, False)
     assert (await fleet.post(f"jobs/{job['id']}/approve")).status_code == 403
     await Job.update(requested_by="bob").where(Job.id == job["id"])
-    assert (await fleet.post(f"jobs/{job['id']}/approve")).status_code == 200
+    assert (await fleet.post(f"jobs/{job['id']}/approve", reason="fine")).status_code == 200
+    [told] = (await fleet.get(f"audit?resource_id={job['id']}&action=job_approved"))["data"]
+    assert (told["actor"], told["details"]["reason"]) == ("ada", "fine")
     row = await Job.select().where(Job.id == job["id"]).first()
     assert row["due_at"] is not None or row["status"] in {"Running", "Completed"}
 

@@ -82,7 +82,7 @@ async def test_a_rejection_says_why(client, grounds):
     [row] = await db.fetch(
         db.Sql("SELECT action, actor FROM audit_event WHERE resource_id = $1 ORDER BY number DESC LIMIT 1"), id
     )
-    assert row["actor"] == "ada"
+    assert (row["action"], row["actor"]) == ("job_rejected", "ada")
 
 
 @pytest.mark.parametrize("act", ["", "/cancel", "/approve", "/reject", "/retry", "/verify", "/verification"])

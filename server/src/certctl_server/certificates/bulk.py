@@ -111,7 +111,7 @@ async def renew_all(asked: Asked) -> Renewals:
         return _against_policy(await foreseen(Act.ORDER, [row["id"] for row in rows]))
 
     tally = await _in_sets(asked, RENEWABLE, judge, foresee if asked.dry_run else do)
-    return cast(Renewals, {**await _told(asked, tally, "enqueued", "renewed"), "enqueued_jobs": jobs})
+    return cast(Renewals, {**await _told(asked, tally, "enqueued", "certificates_renewed"), "enqueued_jobs": jobs})
 
 
 def _against_policy(forbidden: Breaches) -> dict[str, Objection]:
@@ -143,7 +143,7 @@ async def revoke_all(asked: Asked, revocation: Revocation) -> Revocations:
 
     judge = lambda row: unrevocable(row, revocation.reason)  # noqa: E731
     tally = await _in_sets(asked, REVOCABLE, judge, _foresee_nothing if asked.dry_run else do)
-    return cast(Revocations, await _told(asked, tally, "revoked", "revoked", reason=revocation.reason))
+    return cast(Revocations, await _told(asked, tally, "revoked", "certificates_revoked", reason=revocation.reason))
 
 
 async def reassign_all(asked: Asked, owner_id: str, team_id: str) -> Reassignments:
@@ -166,7 +166,7 @@ async def reassign_all(asked: Asked, owner_id: str, team_id: str) -> Reassignmen
         return {}
 
     tally = await _in_sets(asked, OWNED, judge, _foresee_nothing if asked.dry_run else do)
-    return cast(Reassignments, await _told(asked, tally, "reassigned", "reassigned", **wanted))
+    return cast(Reassignments, await _told(asked, tally, "reassigned", "certificates_reassigned", **wanted))
 
 
 async def _foresee_nothing(rows: list[db.Row]) -> Mapping[str, Objection]:  # noqa: ARG001  # as every Do
@@ -195,5 +195,5 @@ async def _told(asked: Asked, tally: Tally, verb: str, action: str, **details: s
     """Return the answer, once the trail says what was asked and what came of it."""
     if not asked.dry_run:
         counts = {verb: tally.done, "skipped": tally.skipped, "failed": tally.failed}
-        await record([Event(asked.actor, f"certificates_{action}", "certificate", "", {**details, **counts})])
+        await record([Event(asked.actor, action, "certificate", "", {**details, **counts})])
     return {**tally.answer("certificate", verb), "reasons": dict(tally.reasons)}

@@ -13,6 +13,7 @@ from litestar.params import FromPath
 
 from certctl_server import db
 from certctl_server.agents.proof import Seen, verify
+from certctl_server.audit.record import audited
 from certctl_server.auth.principal import Req, Where, actor_of, agent_caller, visible
 from certctl_server.auth.roles import LISTED, OWN_AGENT, READ, WRITE
 from certctl_server.body import ID, Time, new
@@ -180,9 +181,9 @@ async def approve(id: FromPath[str], request: Req) -> Approved:
     reason = (await new(request, ReasonBody)).reason
     if request.user.named and row["requested_by"] == request.user.name:
         raise Refused(HTTPStatus.FORBIDDEN, "Nobody may approve what they requested themselves")
-    actor, note = actor_of(request), {"reason": reason, "shared_key": not request.user.named}
-    async with db.transaction():
-        if not await move(Job.id == id, JobState.AWAITING_APPROVAL, JobState.PENDING, actor=actor, note=note):
+    actor, told = actor_of(request), {"reason": reason, "shared_key": not request.user.named}
+    async with audited(actor, "job_approved", "job", id, told):
+        if not await move(Job.id == id, JobState.AWAITING_APPROVAL, JobState.PENDING, actor=actor):
             raise conflict(f"The job is {row['status']}, not AwaitingApproval")
         await approved(id, actor)
     return {"status": "job_approved"}
@@ -194,10 +195,11 @@ async def reject(id: FromPath[str], request: Req) -> Rejected:
     row = await one(Job, id, request.user, "Job")
     reason = (await new(request, ReasonBody)).reason
     text = f"rejected: {reason}" if reason else "rejected by user"
-    async with db.transaction():
+    actor = actor_of(request)
+    async with audited(actor, "job_rejected", "job", id, {"reason": reason}):
         await hold([row["certificate_id"]] if row["certificate_id"] else [])
         where, states = Job.id == id, (JobState.AWAITING_APPROVAL,)
-        if not await cancel(where, actor=actor_of(request), reason=text, states=states):
+        if not await cancel(where, actor=actor, reason=text, states=states):
             raise conflict(f"The job is {row['status']}, not AwaitingApproval")
         await _settle(row)
     return {"status": "job_rejected"}
