@@ -2,8 +2,11 @@ import asyncio
 import json
 from dataclasses import replace
 from datetime import timedelta
+from typing import ClassVar
 
 import pytest
+from certctl_core import plugins
+from certctl_core.errors import TransientError
 from certctl_core.issuer import IssueRequest
 from certctl_core.job import JobState, JobType
 from certctl_core.run import LeaseLost
@@ -15,11 +18,14 @@ from certctl_server.audit.record import SYSTEM
 from certctl_server.certificates.create import create
 from certctl_server.certificates.orders import Order, give_csr, order
 from certctl_server.certificates.status import settle
-from certctl_server.connectors.run import JobRun
+from certctl_server.certificates.tables import Certificate, CertificateVersion
+from certctl_server.connectors.run import CallRun, JobRun
+from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs import bell, intents
 from certctl_server.jobs.state import claim, end, move, release, save
 from certctl_server.jobs.tables import Job
 from certctl_server.targets.tables import Target
+from cryptography.hazmat.primitives.asymmetric import ec
 from server_flow import job_in, ordered, until, wanted
 
 
@@ -78,6 +84,70 @@ async def test_an_interrupted_order_signs_the_same_bytes_again(runner, ctx):
     [version] = await db.fetch(db.Sql("SELECT pem_chain FROM certificate_version WHERE certificate_id = $1"), id)
     assert read_certificate(version["pem_chain"]).pem == read_certificate(first.cert_pem).pem
     assert len(await db.fetch(db.Sql("SELECT * FROM intent"))) == 1
+
+
+class Forgetful(plugins.load().issuers["GenericCA"]):
+    """A CA that can be asked what it signed, and of which the first order gets no answer."""
+
+    kind = "Forgetful"
+    saves_first = False
+    signed: ClassVar[dict] = {}
+    asked = 0
+    makes = True
+
+    async def issue(self, request, run):
+        type(self).asked += 1
+        outcome = await super().issue(request, CallRun(f"outside-{self.asked}", run.deadline))
+        if self.asked == 1:
+            if self.makes:
+                self.signed[request.csr_pem] = outcome
+            raise TransientError("no answer")
+        return outcome
+
+    async def find(self, request, run):
+        return self.signed.get(request.csr_pem)
+
+
+@pytest.mark.parametrize(
+    ("how", "makes", "then", "orders", "first"),
+    [
+        ("retry", True, "a.example", 1, "settled"),
+        ("renew", True, "a.example", 1, "settled"),
+        ("renew", False, "a.example", 2, "failed"),
+        ("renew", True, "b.example", 2, "settled"),
+    ],
+    ids=["retried", "renewed", "the CA never made it", "what the CA signed has other names"],
+)
+async def test_a_fresh_job_asks_first_what_the_order_of_the_one_before_came_to(
+    runner, ctx, client, monkeypatch, how, makes, then, orders, first
+):
+    ctx.plugins.issuers["Forgetful"] = Forgetful
+    for name, value in {"signed": {}, "asked": 0, "makes": makes}.items():
+        monkeypatch.setattr(Forgetful, name, value)
+    times = {"created_at": db.now(), "updated_at": db.now()}
+    await Issuer.insert(Issuer(id="iss-f", name="f", type="Forgetful", status="ready", **times))
+    key = ec.generate_private_key(ec.SECP256R1())
+    id, old = await ordered("a.example", issuer="iss-f", csr=csr_pem("a.example", key=key), max_attempts=1)
+    bell.ring("issuer:iss-f")
+    await until(lambda: job_in(old, "Failed"))
+    await Certificate.update(sans=json.dumps([then])).where(Certificate.id == id)
+    csr = csr_pem(then, key=key)
+    if how == "renew":
+        answer = await client.post(f"/api/v1/certificates/{id}/renew", json={"csr_pem": csr})
+        assert answer.status_code == 202, answer.text
+    else:
+        # As a person's retry of a cancelled job has it: a job of its own with the same CSR.
+        await Job.update(status="Cancelled").where(Job.id == old)
+        answer = await client.post(f"/api/v1/jobs/{old}/retry")
+        assert answer.status_code == 200, answer.text
+    [new] = await Job.select().where(Job.id != old)
+    await until(lambda: job_in(new["id"], "Completed"))
+    assert Forgetful.asked == orders
+    [version] = await CertificateVersion.select().where(CertificateVersion.certificate_id == id)
+    lost = [read_certificate(each.cert_pem).fingerprint_sha256 for each in Forgetful.signed.values()]
+    assert (version["fingerprint_sha256"] in lost) == (orders == 1)
+    known = db.Sql("SELECT status FROM intent WHERE job_id = $1 AND status = $2")
+    await until(lambda: db.fetch(known, old, first))
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["offered", "failed, to be tried again"])

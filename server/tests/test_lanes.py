@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import server_flow
 from certctl_core.config import ConnectorConfig
-from certctl_core.errors import TransientError
+from certctl_core.errors import RejectedError, TransientError
 from certctl_core.issuer import IssuedCertificate, Revoker
 from certctl_core.issuer import Issuer as IssuerConnector
 from certctl_core.job import Cause, JobType
@@ -729,6 +729,26 @@ async def test_what_was_signed_while_it_was_called_off_is_revoked(client, peers,
     assert (await row_of(job_id))["status"] == "Cancelled"
     assert await CertificateVersion.count() == 0
     await settle([id])
+
+
+async def test_a_ca_is_told_of_the_revocation_of_what_was_archived_since(client, peers, monkeypatch):
+    async def refuse(self, request, run):
+        raise RejectedError("not now")
+
+    await put_issuer("iss-r", "RevokingPeer")
+    id, job_id = await ordered("a.example", issuer="iss-r")
+    bell.ring("issuer:iss-r")
+    await until(lambda: server_flow.job_in(job_id, "Completed"))
+    with monkeypatch.context() as patch:
+        patch.setattr(RevokingPeer, "revoke", refuse)
+        assert (await client.post(f"/api/v1/certificates/{id}/revoke", json={})).is_success
+        telling = await Job.select().where(Job.type == JobType.REVOCATION).first()
+        await until(lambda: server_flow.job_in(telling["id"], "Failed"))
+    assert (await client.delete(f"/api/v1/certificates/{id}")).status_code == 204
+    answer = await client.post(f"/api/v1/jobs/{telling['id']}/retry")
+    assert answer.status_code == 200, answer.text
+    await until(lambda: server_flow.job_in(telling["id"], "Completed"))
+    assert (await Certificate.select().where(Certificate.id == id).first())["revocation_state"] == "confirmed"
 
 
 # Limits of an issuer

@@ -333,11 +333,12 @@ async def test_what_an_agent_had_begun_before_it_started_again_is_waited_for_ane
     await late("t0")
     [item] = await machine.work()
     assert (await machine.report(item["id"], "Running")).status_code == 200
+    await Job.update(started_at=db.now() - SILENCE).where(Job.id == item["id"])
     await machine.beat(boot_id="two")
     await shop.wake()
     await go()
     assert (await shop.rollout())["status"] == "Running"
-    await Job.update(started_at=db.now() - SILENCE).where(Job.id == item["id"])
+    await late("t0")
     await shop.wake()
     await go()
     assert (await shop.rollout())["status"] == "Halted"

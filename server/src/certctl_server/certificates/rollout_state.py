@@ -224,14 +224,14 @@ def _is_given_up(row: db.Row, now: datetime) -> bool:
 def _is_silent(row: db.Row, now: datetime) -> bool:
     """Whether nobody began what its agent could have had for too long, or over a whole maintenance window.
 
-    ``scheduled_at`` is moved on by what keeps the agent from it: no room in a group, a target that is disabled.
+    ``scheduled_at`` is moved on by what keeps the agent from it: no room in a group, a target that is disabled, a run
+    that came to nothing because the agent died.
     """
-    # What came back from an agent that died had been begun: it is waited for from then on.
     begun = row["started_at"]
     missed = json.loads(row["request"]).get(MISSED)
     if missed and (begun is None or begun < datetime.fromisoformat(missed)):
         return True
-    return bool(max(row["scheduled_at"], begun or row["scheduled_at"]) <= now - SILENCE)
+    return bool(row["scheduled_at"] <= now - SILENCE)
 
 
 def standing(rollout: db.Row, rows: Sequence[db.Row], now: datetime) -> Standing:

@@ -14,6 +14,8 @@ from certctl_server.jobs.state import Claimed, lost
 
 RESTORED = "the database was restored: the order may have been placed after the backup was made"
 """Why an intent stands open that nobody here began (docs/decisions/013-restore-epoch.md)."""
+CALLED_OFF = "the order was called off while the CA signed"
+"""Why an intent came to nothing although the CA signed: that is revoked."""
 LAST = db.Sql(
     """
     SELECT job_id, status, reason, csr_sha256, reference, created_at FROM intent
@@ -59,6 +61,22 @@ CLOSE = db.Sql(
         SELECT 1 FROM job WHERE id = $1 AND (fence = $4 OR status = 'Cancelled'))
     """
 )
+FORMER = db.Sql(
+    """
+    SELECT i.job_id, i.number, i.reference, i.created_at, j.csr_pem FROM intent i JOIN job j ON j.id = i.job_id
+    WHERE i.public_key_sha256 = $1 AND i.certificate_id = $2 AND i.issuer_id = $3 AND i.job_id <> $4
+        AND i.status IN ('open', 'unresolved') AND i.reason <> $5 AND NOT EXISTS (
+            SELECT 1 FROM certificate_version v
+            WHERE v.public_key_sha256 = $1 AND v.certificate_id = $2 AND v.created_at >= i.created_at)
+    ORDER BY i.created_at DESC LIMIT 1
+    """
+)
+SETTLE = db.Sql(
+    """
+    UPDATE intent SET status = $3, settled_at = {now}
+    WHERE job_id = $1 AND number = $2 AND status IN ('open', 'unresolved')
+    """
+)
 
 
 async def last(job: Claimed) -> db.Row | None:
@@ -72,6 +90,20 @@ async def _newest(ids: list[str]) -> list[db.Row | None]:
 
 
 _last = db.Together(_newest)
+
+
+async def former(job: Claimed, csr: CheckedCsr) -> db.Row | None:
+    """Return the newest intent of an earlier job of this certificate, with the same key, of which nobody knows.
+
+    None where a version was stored since: whatever it came to then is past.
+    """
+    found = await db.fetch(FORMER, csr.public_key_sha256, job.certificate_id, job.issuer_id, job.id, CALLED_OFF)
+    return found[0] if found else None
+
+
+async def settle(left: db.Row, status: str) -> None:
+    """Note what an intent of ``former`` came to: ``settled``, or ``failed`` if the CA never made it."""
+    await db.fetch(SETTLE, left["job_id"], left["number"], status)
 
 
 async def begin(job: Claimed, csr: CheckedCsr, reason: str = "") -> None:

@@ -9,7 +9,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -179,13 +180,34 @@ async def issue(attempt: Attempt) -> bool:
     except CsrError as exc:
         raise RejectedError(f"the CSR was refused: {exc}") from exc
     issuer = await attempt.instances.issuer(job.issuer_id)
-    outcome = await _outcome(attempt, csr, order, issuer)
+    left, found = await _taken_up(attempt, csr, order, issuer)
+    outcome = found or await _outcome(attempt, csr, order, issuer)
     if isinstance(outcome, PendingOrder):
         await _wait(job, attempt.run.state, outcome)
-        return False
-    # What is signed is kept, or revoked if the job was called off meanwhile: being cancelled must not come in between.
-    await whole(_keep(attempt, csr, order, outcome))
-    return True
+    else:
+        # What is signed is kept, or revoked if the job was called off meanwhile: no cancellation comes in between.
+        await whole(_keep(attempt, csr, order, outcome))
+    if left is not None:
+        await intents.settle(left, "settled")
+    return not isinstance(outcome, PendingOrder)
+
+
+async def _taken_up(
+    attempt: Attempt, csr: CheckedCsr, order: Ordered, issuer: Issuer
+) -> tuple[db.Row | None, IssuedCertificate | PendingOrder | None]:
+    """Find what orders of earlier jobs with this key came to that nobody knows of; return one that serves this job."""
+    if not isinstance(issuer, Finder) or PENDING in attempt.job.run_state or await intents.last(attempt.job):
+        return None, None
+    while (left := await intents.former(attempt.job, csr)) is not None:
+        found = await _find(attempt, issuer, issuer.find, left["csr_pem"], left)
+        if isinstance(found, PendingOrder):
+            return left, found
+        if found is not None:
+            with suppress(RejectedError):
+                _checked(found, csr, order)
+                return left, found
+        await intents.settle(left, "settled" if found else "failed")
+    return None, None
 
 
 async def _keep(attempt: Attempt, csr: CheckedCsr, order: Ordered, outcome: IssuedCertificate) -> None:
@@ -254,17 +276,24 @@ async def _answered(
         raise
 
 
+async def _find(
+    attempt: Attempt,
+    issuer: Issuer,
+    find: Callable[[FindRequest, Run], Coroutine[Any, Any, IssuedCertificate | PendingOrder | None]],
+    csr_pem: str,
+    left: db.Row,
+) -> IssuedCertificate | PendingOrder | None:
+    asked = FindRequest(csr_pem=csr_pem, since=left["created_at"], reference=left["reference"] or None)
+    return await attempt.instances.call(issuer, "find", lambda: find(asked, attempt.run))
+
+
 async def _settle(
     attempt: Attempt, csr: CheckedCsr, left: db.Row, issuer: Issuer
 ) -> IssuedCertificate | PendingOrder | None:
     """Find out what became of an order that was interrupted; None: it is to be placed, or resumed, now."""
     job, run = attempt.job, attempt.run
     if isinstance(issuer, Finder):
-        finder, asked = (
-            issuer,
-            FindRequest(csr_pem=csr.pem, since=left["created_at"], reference=left["reference"] or None),
-        )
-        return await attempt.instances.call(issuer, "find", lambda: finder.find(asked, run))
+        return await _find(attempt, issuer, issuer.find, csr.pem, left)
     forgotten = left["reason"] == intents.RESTORED
     if run.state or (issuer.saves_first and not forgotten):
         return None

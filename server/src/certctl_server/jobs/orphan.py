@@ -14,7 +14,6 @@ from certctl_server.jobs.create import create
 from certctl_server.jobs.state import Claimed
 
 REASON = "cessationOfOperation"
-WHY = "the order was called off while the CA signed"
 STATE = db.Sql(
     """
     SELECT j.status, i.type, (SELECT count(*) FROM certificate_version v WHERE v.fingerprint_sha256 = $2) AS kept
@@ -38,8 +37,8 @@ async def orphaned(job: Claimed, issued: Issued, reference: str, plugins: Plugin
     request = {"cert_pem": issued.full_pem, "reference": reference, "serial_number": serial, "reason": REASONS[REASON]}
     async with db.transaction():
         await write_revocations([no_version], REASON, {job.issuer_id: state})
-        await intents.close(job, "unresolved", WHY)
-        told = {"serial_number": serial, "issuer_id": job.issuer_id, "job_id": job.id, "reason": WHY}
+        await intents.close(job, "unresolved", intents.CALLED_OFF)
+        told = {"serial_number": serial, "issuer_id": job.issuer_id, "job_id": job.id, "reason": intents.CALLED_OFF}
         await record([Event(SYSTEM, "certificate_orphaned", "certificate", job.certificate_id, told)])
         if state == "pending":
             await create([revocation_job(job.certificate_id, job.issuer_id, serial, request)], SYSTEM)

@@ -325,11 +325,13 @@ async def release(where: Combinable, *, reason: str, crashed: bool = True) -> li
     again: dict[str, Any] = {"note": note} | ({"crashes": Job.crashes + 1} if crashed else {})
     agents = Job.type == JobType.DEPLOYMENT
     workers = Job.type != JobType.DEPLOYMENT
+    # Agents are waited for from now on, however long ago they began (certificates/rollout_state.py).
+    offered: dict[str, Any] = {"offer_at": now, "scheduled_at": now}
     last = Job.crashes >= (CRASHES - 1 if crashed else 1_000_000)
     async with db.transaction():
         moved = await move(where & workers & last, JobState.RUNNING, JobState.FAILED, **worn)
         moved += await move(where & agents & last, JobState.RUNNING, JobState.FAILED, **worn, next_retry_at=now)
-        moved += await until_open(await move(where & agents, JobState.RUNNING, JobState.PENDING, **again, offer_at=now))
+        moved += await until_open(await move(where & agents, JobState.RUNNING, JobState.PENDING, **again, **offered))
         moved += await move(where & workers, JobState.RUNNING, JobState.PENDING, **again, due_at=now)
     return moved
 
