@@ -65,7 +65,7 @@ def begun(server, name, waiting):
     server.post(f"certificates/{id}/renew", {"csr_pem": csr_pem(name)})
     waiting(lambda: server.jobs(id)[0]["status"] == "Running", "the order to be placed")
     [run] = server.all("audit", action="job_running", resource_id=server.jobs(id)[0]["id"])
-    return id, int(run["details"]["worker"].split(":")[1])
+    return id, int(run["details"]["worker"].split(":")[-2])
 
 
 @pytest.mark.timeout(900)

@@ -75,9 +75,9 @@ def parts_of_server(ctx: Context) -> Part:
 async def start(ctx: Context, parts: Part = Part.ALL) -> Engine:
     """Start workers and loops; the database must be open."""
     global _engine  # noqa: PLW0603  # one engine per process, as there is one database
-    owner = f"worker:{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     instances = Instances(ctx, ConnectorLoop())
-    runner = Runner(ctx, instances, owner) if Part.WORKERS in parts else None
+    runner = Runner(ctx, instances, f"worker:{owner}") if Part.WORKERS in parts else None
     loops = await _scheduler(ctx, runner, owner) if Part.LOOPS in parts else None
     doorbell = _doorbell(ctx, runner)
     _engine = ctx.engine = Engine(instances, doorbell, runner, loops)
