@@ -8,6 +8,7 @@ installed. The full run goes on to 1,000,000 certificates and tells, without goa
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import random
@@ -46,8 +47,8 @@ KEPT = 0.8
 FLAT_PERCENT = 5
 MORE = 1.05
 ROUNDS = 5
+PATIENCE_SECONDS = 60.0
 TIMELINE = "stats/expiration-timeline?days=365"
-WARM_SECONDS = 3
 ORDER = {
     "owner_id": "o-1",
     "team_id": "t-1",
@@ -64,6 +65,7 @@ COUNTED = {
 }
 BY_STATUS = db.Sql("SELECT status, count(*) AS n FROM certificate GROUP BY status")
 ENDING = db.Sql("SELECT count(*) AS n FROM certificate WHERE expires_at >= $1 AND expires_at < $2")
+UNSEALED = db.Sql("SELECT EXISTS (SELECT 1 FROM audit_event WHERE sequence IS NULL) AS waits")
 CALLS = db.Sql("SELECT count(*) AS n FROM audit_event WHERE resource_type = 'api'")
 
 
@@ -74,12 +76,14 @@ class Size:
     certificates: int
     seconds: int
     """Of each load."""
+    warm_seconds: int
+    """Of the one before all, of everything in turns."""
     agents: int = 1000
     most: int = 0
     """Certificates that the inventory grows to in the end; 0: it stays."""
 
 
-FULL, QUICK = Size(100_000, 10, most=1_000_000), Size(10_000, 1)
+FULL, QUICK = Size(100_000, 10, 30, most=1_000_000), Size(10_000, 1, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,13 @@ class Kind:
     asked: Sequence[Asked]
     recorded: bool = True
     """Whether the audit trail keeps a row of each."""
+
+
+async def _sealed() -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    # It is another process that does it.
+    while (await db.fetch(UNSEALED))[0]["waits"] and time.monotonic() < end:  # noqa: ASYNC110
+        await asyncio.sleep(0.1)
 
 
 @dataclass(slots=True)
@@ -107,7 +118,8 @@ class Site:
     """Those so far that the audit trail has a row of each of."""
 
     def load(self, kind: Kind, seconds: int, *urls: str) -> wrk.Load:
-        """Ask it over and over."""
+        """Ask it over and over, once what was asked before is sealed: nobody is to pay for that."""
+        on_database(self.database, _sealed)
         found = wrk.load(urls or (self.url,), self.key, kind.asked, connections=CONNECTIONS, seconds=seconds)
         self.answers += found.answers if kind.recorded else 0
         return found
@@ -155,9 +167,9 @@ def kinds(site: Site) -> Iterator[Kind]:
 
 
 def mixed(asked: Sequence[Kind]) -> Kind:
-    """Return all of it in turns: what is loaded, prepared and cached once, is so afterwards."""
+    """Return all of it in turns."""
     return Kind(
-        "mixed", 0, [kind.asked[-turn % len(kind.asked)] for turn in range(1, 200) for kind in asked], recorded=False
+        "all", 0, [kind.asked[-turn % len(kind.asked)] for turn in range(1, 200) for kind in asked], recorded=False
     )
 
 
@@ -267,15 +279,19 @@ def on_postgres(size: Size, root: Path, peers: tuple[str, str], say: Callable[[s
     with scaled.server() as pid:
         site = Site(scaled.url, url, key, agents, size.certificates)
         asked = list(kinds(site))
-        site.load(mixed(asked), WARM_SECONDS)
+        by_name = {kind.name: kind for kind in asked}
+        # What is loaded, prepared and cached once, is so afterwards.
+        site.load(mixed(asked), size.warm_seconds)
+        site.load(by_name["heartbeat"], 1)  # the first beat of an agent's run has more to do
+        half = len(asked) // 2
+        yield from rates(site, size, asked[:half], found, say)
         before = resident_mib(pid)
-        yield from rates(site, size, asked, found, say)
+        yield from rates(site, size, asked[half:], found, say)
         after = resident_mib(pid)
-        note = f"{before:.0f} MiB once each was asked, {after:.0f} MiB in the end"
+        note = f"{before:.0f} MiB after half of it, {after:.0f} MiB in the end"
         yield Goal("memory grown", 100 * (after / before - 1), FLAT_PERCENT, "%", most=True, note=note)
         yield stale(site)
         yield from exact(site)
-        by_name = {kind.name: kind for kind in asked}
         with scaled.server():
             both = [by_name[name] for name in ("get one", "list 50")]
             yield from doubled(site, scaled.url, both, size.seconds)
@@ -294,7 +310,7 @@ def on_sqlite(size: Size, root: Path, say: Callable[[str], None]) -> None:
     with server():
         site = Site(server.url, url, key, agents, size.certificates)
         asked = list(kinds(site))
-        site.load(mixed(asked), WARM_SECONDS)
+        site.load(mixed(asked), size.warm_seconds)
         for kind in asked:
             say(line(f"SQLite: {kind.name}", site.load(kind, size.seconds)))
 

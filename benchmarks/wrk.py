@@ -52,6 +52,7 @@ def load(urls: Sequence[str], key: str, asked: Iterable[Asked], *, connections: 
         file.writelines(f"{each.method}\t/api/v1/{each.path}\t{each.key or key}\t{each.body}\n" for each in asked)
         file.flush()
         options = ["-t1", f"-c{connections // len(urls)}", f"-d{seconds}", "-s", str(SCRIPT)]
+        options.append(f"--timeout={PATIENCE_SECONDS:.0f}s")
         processes = [
             subprocess.Popen(
                 [find(), *options, url, "--", file.name], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -40,12 +40,14 @@ REFERENCES = {
     "certificate_profile_id": "certificate_profile",
 }
 # Every reference of a certificate in one round trip.
-KNOWN = db.Sql(
-    " UNION ALL ".join(
-        f"SELECT '{name}' AS field, id FROM {table} WHERE id = ${number}"
-        for number, (name, table) in enumerate(REFERENCES.items(), start=1)
+_known = db.once(
+    db.Sql(
+        " UNION ALL ".join(
+            f"SELECT '{name}' AS field, id FROM {table} WHERE id = ${number}"
+            for number, (name, table) in enumerate(REFERENCES.items(), start=1)
+        )
+        + " UNION ALL SELECT 'target_ids', id FROM target WHERE id IN ({ids:$6})"
     )
-    + " UNION ALL SELECT 'target_ids', id FROM target WHERE id IN ({ids:$6})"
 )
 PROFILE = db.Sql("SELECT * FROM certificate_profile WHERE id = $1")
 # A range and not LIKE, which no index on SQLite serves: ")" follows "(".
@@ -142,7 +144,7 @@ async def create(wanted: Wanted, actor: Actor) -> tuple[str, str | None]:
 
 
 async def _order(id: str, actor: Actor) -> list[NewJob]:
-    placed = await place([id], Order(type=JobType.ISSUANCE, priority=URGENT), actor)
+    placed = await place([id], Order(type=JobType.ISSUANCE, priority=URGENT), actor, held=True)  # nobody sees it yet
     if placed.forbidden:
         raise refused(placed.forbidden[id])
     return placed.jobs
@@ -150,7 +152,7 @@ async def _order(id: str, actor: Actor) -> list[NewJob]:
 
 async def _missing(wanted: Wanted) -> dict[str, str]:
     ids = [getattr(wanted, name) or "" for name in REFERENCES]
-    known = {(row["field"], row["id"]) for row in await db.fetch(KNOWN, *ids, json.dumps(wanted.target_ids))}
+    known = {(row["field"], row["id"]) for row in await _known((*ids, json.dumps(wanted.target_ids)))}
     faults = {}
     for name in REFERENCES:
         value = getattr(wanted, name)

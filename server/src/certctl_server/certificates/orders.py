@@ -93,14 +93,16 @@ async def order(ids: Sequence[str], asked: Order, actor: Actor) -> list[NewJob]:
     return (await place(ids, asked, actor)).jobs
 
 
-async def place(ids: Sequence[str], asked: Order, actor: Actor) -> Placed:
+async def place(ids: Sequence[str], asked: Order, actor: Actor, *, held: bool = False) -> Placed:
     """Make the jobs for ``asked`` and send them on their way; certificates that have one open get none.
 
     Those that a policy forbids get none either, and say so. Everything is written in one transaction: jobs, their
-    first moves, the certificates' status, violations, audit rows.
+    first moves, the certificates' status, violations, audit rows. ``held`` says that the caller's transaction holds
+    the certificates.
     """
     async with db.transaction():
-        await hold(ids)
+        if not held:
+            await hold(ids)
         rows = await db.fetch(WANTED, json.dumps(list(ids)))
         forbidden = against(await judge(rows, actor), Act.ORDER)
         await say(forbidden)
