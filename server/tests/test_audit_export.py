@@ -216,7 +216,7 @@ async def test_who_exported_what_is_in_the_trail(client):
     ]
 
 
-@pytest.mark.parametrize(("role", "status"), [(Role.VIEWER, 200), (None, 401)])
+@pytest.mark.parametrize(("role", "status"), [(Role.OPERATOR, 200), (Role.VIEWER, 403), (None, 401)])
 async def test_who_may_export(connect, database, role, status):
     key = (await create_key("x", role))[1] if role else None
     async with connect(key) as caller:

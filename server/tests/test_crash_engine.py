@@ -25,7 +25,13 @@ ANY_MOMENT = "at any moment"
 PATIENCE = 60
 LONGEST_LIFE = 30
 DUE = db.Sql("SELECT count(*) AS n FROM job WHERE due_at IS NOT NULL")
-MOVES = db.Sql("SELECT resource_id, details FROM audit_event WHERE resource_type = 'job' ORDER BY number")
+# What an agent reports is a row of its own beside the move that follows from it.
+MOVES = db.Sql(
+    """
+    SELECT resource_id, details FROM audit_event
+    WHERE resource_type = 'job' AND action <> 'job_status_reported' ORDER BY number
+    """
+)
 OPEN = db.Sql("SELECT count(*) AS n FROM job WHERE place IS NOT NULL")
 
 

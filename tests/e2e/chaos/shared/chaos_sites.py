@@ -22,7 +22,13 @@ SHORT_LEASES = {
     "CERTCTL_SCHEDULER_RETRY_INTERVAL": "1s",
     "CERTCTL_RATE_LIMIT_ENABLED": "false",
 }
-MOVES = db.Sql("SELECT resource_id, details FROM audit_event WHERE resource_type = 'job' ORDER BY number")
+# What an agent reports is a row of its own beside the move that follows from it.
+MOVES = db.Sql(
+    """
+    SELECT resource_id, details FROM audit_event
+    WHERE resource_type = 'job' AND action <> 'job_status_reported' ORDER BY number
+    """
+)
 
 
 class Site:
