@@ -22,7 +22,7 @@ from certctl_server.certificates.tables import Certificate, CertificateVersion
 from certctl_server.connectors.run import CallRun, JobRun
 from certctl_server.issuers.tables import Issuer
 from certctl_server.jobs import bell, intents
-from certctl_server.jobs.state import claim, end, move, release, save
+from certctl_server.jobs.state import claim, end, move, release, requeue, save
 from certctl_server.jobs.tables import Job
 from certctl_server.targets.tables import Target
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -148,6 +148,27 @@ async def test_a_fresh_job_asks_first_what_the_order_of_the_one_before_came_to(
     assert (version["fingerprint_sha256"] in lost) == (orders == 1)
     known = db.Sql("SELECT status FROM intent WHERE job_id = $1 AND status = $2")
     await until(lambda: db.fetch(known, old, first))
+
+
+async def test_what_is_valid_later_only_is_ordered_again(runner, ctx):
+    issuer = await runner.instances.issuer("iss-local")
+    await issuer.trust_chain(None)  # its root is made by the right time
+    right = issuer.host
+    issuer.host = replace(right, clock=lambda: db.now() + timedelta(hours=2))
+    id, job_id = await ordered("a.example")
+    bell.ring("issuer:iss-local")
+    job = await until(lambda: job_in(job_id, "Failed"))
+    assert "not valid before" in job["last_error"]
+    assert job["next_retry_at"] is not None
+    assert not await CertificateVersion.select().where(CertificateVersion.certificate_id == id)
+    issuer.host = right
+    await requeue(Job.id == job_id)
+    bell.ring("issuer:iss-local")
+    await until(lambda: job_in(job_id, "Completed"))
+    [version] = await CertificateVersion.select().where(CertificateVersion.certificate_id == id)
+    assert version["not_before"] <= db.now()
+    states = await db.fetch(db.Sql("SELECT status FROM intent WHERE job_id = $1 ORDER BY number"), job_id)
+    assert [row["status"] for row in states] == ["failed", "settled"]
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["offered", "failed, to be tried again"])

@@ -50,6 +50,8 @@ LISTS = {path: spec for path, spec in lists().items() if path not in NARROWED} |
     "/api/v1/policies/{id}/violations": VIOLATIONS
 }
 BIG = {"/api/v1/certificates", "/api/v1/jobs"}
+MANY, FEW = (10_000, 500, 40), (60, 11, 4)
+"""How many rows, in pages of how many, while how many change with each page."""
 
 
 class Planter:
@@ -128,14 +130,14 @@ class Walk:
 class Crowd:
     """Everybody else: they delete, the very rows at which walks stand too, and insert."""
 
-    def __init__(self, planter, spec, fixed, present):
+    def __init__(self, planter, spec, fixed, planted, there):
         self._plant = lambda count: planter.plant(spec.table, spec.keys, count, **fixed)
         self._random = random.Random(7)
         self._delete = db.Sql(f"DELETE FROM {spec.table._meta.tablename} WHERE id IN ({{ids:$1}})")
         self.spared = spec.table._meta.tablename == "audit_event"  # the trail loses nothing
-        self.present = set(present)
-        self.ever = set(present)
-        self.staying = set(present)
+        self.present = set(planted)  # what else is there, the caller's key say, is needed
+        self.ever = set(there)
+        self.staying = set(there)
 
     async def act(self, stands, count):
         stands &= self.present
@@ -158,17 +160,28 @@ def settings(settings):
 
 @pytest.mark.parametrize("path", LISTS)
 async def test_what_is_there_all_the_time_is_seen_once_by_every_key(client, path):
+    await walk(client, path, *(MANY if path in BIG else FEW))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", sorted(LISTS.keys() - BIG))
+async def test_the_same_where_lists_are_seldom_long(client, path):
+    await walk(client, path, *MANY)
+
+
+async def walk(client, path, rows, size, changes):
+    """Walk through so many rows in pages of a size, while others make so many changes with each."""
     spec, planter, fixed = LISTS[path], Planter(), {}
-    rows, size, changes = (10_000, 500, 40) if path in BIG else (60, 11, 4)
     if path in PARENTS:
         table, column = PARENTS[path]
         fixed[column] = (await planter.parents(table))[0]
         path = path.replace("{id}", fixed[column])
-    await planter.plant(spec.table, spec.keys, rows, **fixed)
+    planted = await planter.plant(spec.table, spec.keys, rows, **fixed)
     first = (await client.get(path, params={"page_size": 1, "fields": "id"})).json()
     there = {row["id"] for row in await db.fetch(db.Sql(f"SELECT id FROM {spec.table._meta.tablename}"))}
     assert len(there) >= first["total"] >= rows
-    crowd = Crowd(planter, spec, fixed, there)
+    crowd = Crowd(planter, spec, fixed, planted, there)
     # Each key one way on one database, and the other way on the other one.
     ways = ["", "-"] if db.dialect() == "sqlite" else ["-", ""]
     walks = [Walk(ways[number % 2] + key) for number, key in enumerate(spec.keys)]

@@ -13,6 +13,7 @@ from certctl_core import der, hookimpl, signing
 from certctl_core.config import ConnectorConfig
 from certctl_core.csr import CsrError, name_in, read_csr
 from certctl_core.errors import RejectedError
+from certctl_core.issued import CLOCK_SKEW
 from certctl_core.issuer import IssuedCertificate, Issuer, IssueRequest, RevokeRequest, StatusSignRequest
 from certctl_core.names import San
 from certctl_core.parsed import EKU_OIDS, serial_hex
@@ -81,8 +82,8 @@ class LocalIssuer(Issuer):
         if tbs_der is None:
             leaf = self._leaf(request, key, authority, now)
             tbs_der = to_be_signed(authority, leaf)
-            saved = {"serial": serial_hex(leaf.serial), "not_after": leaf.not_after.isoformat()}
-            await run.save({**saved, "tbs": b64encode(tbs_der).decode()})
+            ends = {"not_before": leaf.not_before.isoformat(), "not_after": leaf.not_after.isoformat()}
+            await run.save({"serial": serial_hex(leaf.serial), **ends, "tbs": b64encode(tbs_der).decode()})
         cert = x509.load_der_x509_certificate(authority.sign(tbs_der))
         return IssuedCertificate(
             cert_pem=cert.public_bytes(Encoding.PEM).decode(),
@@ -160,9 +161,12 @@ def _names(request: IssueRequest) -> tuple[San, ...]:
 
 
 def _begun(state: State, authority: Authority, key: CertificatePublicKeyTypes, now: datetime) -> bytes | None:
-    """Return the bytes that an earlier attempt meant to sign, None if there are none or they are past their use."""
+    """Return the bytes that an earlier attempt meant to sign, None if there are none or they are of no use now."""
     tbs, not_after = state.get("tbs"), state.get("not_after")
     if not isinstance(tbs, str) or not isinstance(not_after, str) or datetime.fromisoformat(not_after) <= now:
+        return None
+    not_before = state.get("not_before")
+    if isinstance(not_before, str) and datetime.fromisoformat(not_before) > now + CLOCK_SKEW:
         return None
     tbs_der = b64decode(tbs)
     _, _, _, issuer, _, _, spki, *_ = der.children(tbs_der)

@@ -101,6 +101,17 @@ async def test_what_was_begun_and_is_past_its_use_is_begun_anew(issue, order, ho
     assert outcome.leaf.not_valid_after_utc > host.clock()
 
 
+async def test_what_was_begun_before_the_clock_was_set_back_is_begun_anew(issue, order, host):
+    await issue(order("first.example"), FakeRun("job-1"))
+    host.clock = lambda: datetime.now(UTC) + 2 * HOUR
+    run, request = FakeRun("job-2", crash_at=1), order("a.example")
+    with pytest.raises(Crash):
+        await issue(request, run)
+    host.clock = lambda: datetime.now(UTC)
+    outcome = await issue(request, run.again())
+    assert outcome.leaf.not_valid_before_utc <= host.clock()
+
+
 async def test_what_was_begun_for_another_key_or_by_another_ca_is_not_signed(issue, order, host):
     run = FakeRun()
     await issue(order("a.example"), run)

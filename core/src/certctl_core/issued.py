@@ -25,6 +25,10 @@ class IssuedError(ValueError):
     """What the CA returned is not what was ordered; the message says how they differ."""
 
 
+class NotYetValid(IssuedError):
+    """What the CA returned is what was ordered, but for later: one of two clocks is wrong, or was."""
+
+
 class _Read(NamedTuple):
     cert: x509.Certificate
     facts: CertificateFacts
@@ -131,7 +135,7 @@ def _listed(what: str, names: Iterable[San]) -> list[str]:
 
 def _check_validity(what: str, facts: CertificateFacts, now: datetime) -> None:
     if facts.not_before > now + CLOCK_SKEW:
-        raise IssuedError(f"{what} is not valid before {facts.not_before:%Y-%m-%d %H:%M:%S} UTC")
+        raise NotYetValid(f"{what} is not valid before {facts.not_before:%Y-%m-%d %H:%M:%S} UTC")
     if facts.not_after <= now:
         raise IssuedError(f"{what} is not valid after {facts.not_after:%Y-%m-%d %H:%M:%S} UTC")
 

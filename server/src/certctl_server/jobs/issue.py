@@ -16,8 +16,8 @@ from datetime import timedelta
 from typing import Any
 
 from certctl_core.csr import CheckedCsr, CsrError, match_names, read_csr
-from certctl_core.errors import MisconfiguredError, RejectedError
-from certctl_core.issued import Issued, IssuedError, check_issued
+from certctl_core.errors import MisconfiguredError, RejectedError, TransientError
+from certctl_core.issued import Issued, IssuedError, NotYetValid, check_issued
 from certctl_core.issuer import (
     Finder,
     FindRequest,
@@ -203,7 +203,7 @@ async def _taken_up(
         if isinstance(found, PendingOrder):
             return left, found
         if found is not None:
-            with suppress(RejectedError):
+            with suppress(RejectedError, TransientError):
                 _checked(found, csr, order)
                 return left, found
         await intents.settle(left, "settled" if found else "failed")
@@ -211,7 +211,11 @@ async def _taken_up(
 
 
 async def _keep(attempt: Attempt, csr: CheckedCsr, order: Ordered, outcome: IssuedCertificate) -> None:
-    issued = _checked(outcome, csr, order)
+    try:
+        issued = _checked(outcome, csr, order)
+    except TransientError as exc:
+        await intents.close(attempt.job, "failed", str(exc))
+        raise
     told = {"job": attempt.job.id, "issuer": attempt.job.issuer_id, "serial_number": issued.leaf.serial_number}
     try:
         await _insist(lambda: store(attempt.job, csr, issued, outcome.reference), told)
@@ -317,6 +321,9 @@ async def _wait(job: Claimed, state: Mapping[str, Any], pending: PendingOrder) -
 def _checked(outcome: IssuedCertificate, csr: CheckedCsr, order: Ordered) -> Issued:
     try:
         issued = check_issued(outcome.cert_pem, outcome.chain_pem, csr, sans=order.sans, now=db.now())
+    except NotYetValid as exc:
+        # A clock was set meanwhile: what is signed next is signed by the new time.
+        raise TransientError(f"what the CA returned was refused: {exc}") from exc
     except IssuedError as exc:
         raise RejectedError(f"what the CA returned was refused: {exc}") from exc
     if faults := check_certificate(order.profile, issued.leaf):
